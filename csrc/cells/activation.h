@@ -1,0 +1,44 @@
+// What an activation is at run time. Plain data: read by the CPU kernels of every instruction set and by CUDA.
+#pragma once
+
+#include <cstdint>
+
+namespace customlstm {
+
+// The ids are those of customlstm/activations.py and travel inside `cell_args`; append only.
+enum class ActivationKind : int32_t {
+  kSigmoid = 0,
+  kTanh = 1,
+  kRelu = 2,
+  kAffine = 3,
+  kLeakyRelu = 4,
+  kThresholdedRelu = 5,
+  kScaledTanh = 6,
+  kHardSigmoid = 7,
+  kElu = 8,
+  kSoftsign = 9,
+  kSoftplus = 10,
+  kHardTanh = 11,
+  kIdentity = 12,
+  kPiecewiseLinear = 13,
+};
+constexpr int32_t kActivationKinds = 14;
+
+// S is the accumulation type (float or double). A piecewise-linear function is kept as slope and intercept of
+// each segment: y = slope[j] * x + intercept[j], where j is the number of `breaks` that are <= x.
+template <class S>
+struct Activation {
+  ActivationKind kind;
+  int32_t segments;    // piecewise linear only: number of slopes; breaks has one fewer
+  S alpha, beta;
+  const S* breaks;     // [segments - 1], increasing
+  const S* slopes;     // [segments]
+  const S* intercepts; // [segments]
+};
+
+template <class S>
+struct CellParams {
+  Activation<S> gate, cell, output;
+};
+
+}  // namespace customlstm

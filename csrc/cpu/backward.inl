@@ -1,0 +1,288 @@
+// One layer backward. Steps run against the forward order: the cell's derivative gives the gradient of the gates of
+// one step, one product with W_hh that of the state before it. What needs no order (the gradients of input and
+// weights) is done afterwards, over all rows at once, in gradients.inl.
+
+template <class T, class Cell>
+struct Backward {
+  using S = typename AccumulationOf<T>::Type;
+  static constexpr int kLanes = Vec<S>::kLanes;
+  static constexpr int64_t kWidth = kPanelVectors * kLanes;
+  static constexpr int kCellRows = 2;   // rows through the cell at a time: more would spill
+
+  struct Workspace {
+    S *w_ih[2], *w_hh[2], *w_hr[2];   // packed by columns
+    S *dh, *dc, *dprojecting;         // [D, B, padded P or H] gradients of the state after the step at hand
+    S *c_0;                           // [D, B, padded H] initial cell state, widened
+    const S** rows;                   // [D, B] row pointers for the products
+    RowList list;                     // all valid rows, in order of time
+    GradientScratch<S> scratch;       // of this thread
+    int64_t h_stride, c_stride;
+  };
+
+  static CUSTOMLSTM_INLINE int64_t hidden_panels(const Geometry& g) { return ceil_div(g.hidden_size, kWidth); }
+  static CUSTOMLSTM_INLINE int64_t output_panels(const Geometry& g) { return ceil_div(g.output_size, kWidth); }
+  static CUSTOMLSTM_INLINE int64_t gate_rows(const Geometry& g) { return Cell::kGates * g.hidden_size; }
+
+  static size_t layout(const BackwardParams& p, int rank, char* base, Workspace& w) {
+    const Geometry& g = p.g;
+    Arena arena = {base, 0};
+    w.h_stride = padded<S>(g.output_size);
+    w.c_stride = padded<S>(g.hidden_size);
+    for (int64_t d = 0; d < g.directions; ++d) {
+      w.w_hh[d] = arena.take<S>(output_panels(g) * gate_rows(g) * kWidth);
+      w.w_ih[d] = arena.take<S>(p.grad_input ? ceil_div(g.input_size, kWidth) * gate_rows(g) * kWidth : 0);
+      w.w_hr[d] = arena.take<S>(g.projection ? hidden_panels(g) * g.output_size * kWidth : 0);
+    }
+    const int64_t rows = g.directions * g.batch;
+    w.dh = arena.take<S>(rows * w.h_stride);
+    w.dc = arena.take<S>(rows * w.c_stride);
+    w.dprojecting = arena.take<S>(g.projection ? rows * w.c_stride : 0);
+    w.c_0 = arena.take<S>(p.c_0 ? rows * w.c_stride : 0);
+    w.list.time = arena.take<int64_t>(g.valid_rows);
+    w.list.column = arena.take<int64_t>(g.valid_rows);
+    w.list.count = g.valid_rows;
+    for (int thread = 0; thread < p.plan.threads; ++thread) {
+      const S** pointers = arena.take<const S*>(g.batch);
+      GradientScratch<S> scratch;
+      scratch.layout(arena, p.g, gate_rows(g));
+      if (thread == rank) {
+        w.rows = pointers;
+        w.scratch = scratch;
+      }
+    }
+    return arena.used;
+  }
+
+  static size_t workspace(const BackwardParams& p) {
+    Workspace w;
+    return layout(p, 0, nullptr, w);
+  }
+
+  static void run(const BackwardParams& p, Team& team, int rank) {
+    const Geometry& g = p.g;
+    Workspace w;
+    layout(p, rank, static_cast<char*>(p.workspace), w);
+    pack(p, w, rank, team.size());
+    if (rank == 0) w.list.fill(g);
+    team.barrier();
+    if (p.plan.share_units) {
+      for (int64_t d = 0; d < g.directions; ++d) run_job(p, w, make_job(g, d, 0, &team, rank, team.size()));
+    } else {
+      const int64_t jobs = g.directions * p.plan.groups;
+      for (int64_t j = rank; j < jobs; j += team.size()) {
+        run_job(p, w, make_job(g, j % g.directions, j / g.directions, nullptr, 0, 1));
+      }
+    }
+    team.barrier();
+    const Gradients<T, Cell> gradients = {p, w.list, w.scratch, rank, team.size()};
+    if (p.grad_input) gradients.input(w.w_ih);
+    for (int64_t d = 0; d < g.directions; ++d) gradients.weights(d);
+  }
+
+  static void pack(const BackwardParams& p, const Workspace& w, int rank, int size) {
+    const Geometry& g = p.g;
+    for (int64_t d = 0; d < g.directions; ++d) {
+      pack_matrix(static_cast<const T*>(p.weights[d].w_hh), gate_rows(g), g.output_size, w.w_hh[d], rank, size);
+      if (p.grad_input) {
+        pack_matrix(static_cast<const T*>(p.weights[d].w_ih), gate_rows(g), g.input_size, w.w_ih[d], rank, size);
+      }
+      if (g.projection) {
+        pack_matrix(static_cast<const T*>(p.weights[d].w_hr), g.output_size, g.hidden_size, w.w_hr[d], rank, size);
+      }
+      if (p.c_0) {
+        const Range rows = share(g.batch, rank, size);
+        for (int64_t b = rows.begin; b < rows.end; ++b) {
+          const int64_t at = d * g.batch + b;
+          S* c = w.c_0 + at * w.c_stride;
+          widen(static_cast<const T*>(p.c_0) + at * g.hidden_size, 1, c, g.hidden_size);
+        }
+      }
+    }
+  }
+
+  static void pack_matrix(const T* m, int64_t depth, int64_t n, S* to, int rank, int size) {
+    const Range panels = share(ceil_div(n, kWidth), rank, size);
+    for (int64_t j = panels.begin; j < panels.end; ++j) {
+      pack_columns(m, depth, n, j * kWidth, to + j * depth * kWidth);
+    }
+  }
+
+  static CUSTOMLSTM_INLINE S* state_row(S* base, int64_t stride, const Geometry& g, const Job& job, int64_t i) {
+    return base + (job.direction * g.batch + job.first_row + i) * stride;
+  }
+
+  static void load_state(const BackwardParams& p, const Workspace& w, const Job& job) {
+    const Geometry& g = p.g;
+    const Range rows = share(job.rows, job.rank, job.size);
+    for (int64_t i = rows.begin; i < rows.end; ++i) {
+      const int64_t at = job.direction * g.batch + job.columns[i];
+      S* dh = state_row(w.dh, w.h_stride, g, job, i);
+      S* dc = state_row(w.dc, w.c_stride, g, job, i);
+      for (int64_t k = 0; k < w.h_stride; ++k) dh[k] = S(0);
+      for (int64_t k = 0; k < w.c_stride; ++k) dc[k] = S(0);
+      if (p.grad_h_n) widen(static_cast<const T*>(p.grad_h_n) + at * g.output_size, 1, dh, g.output_size);
+      if (p.grad_c_n) widen(static_cast<const T*>(p.grad_c_n) + at * g.hidden_size, 1, dc, g.hidden_size);
+    }
+  }
+
+  static void store_state(const BackwardParams& p, const Workspace& w, const Job& job) {
+    const Geometry& g = p.g;
+    const Range rows = share(job.rows, job.rank, job.size);
+    for (int64_t i = rows.begin; i < rows.end; ++i) {
+      const int64_t at = job.direction * g.batch + job.columns[i];
+      if (p.grad_h_0) {
+        narrow(state_row(w.dh, w.h_stride, g, job, i), static_cast<T*>(p.grad_h_0) + at * g.output_size,
+               g.output_size);
+      }
+      if (p.grad_c_0) {
+        narrow(state_row(w.dc, w.c_stride, g, job, i), static_cast<T*>(p.grad_c_0) + at * g.hidden_size,
+               g.hidden_size);
+      }
+    }
+  }
+
+  static void run_job(const BackwardParams& p, const Workspace& w, const Job& job) {
+    const Geometry& g = p.g;
+    // Threads own whole panels of columns, of the state as of the units: without projection the same columns, so that
+    // a thread reads only gradients of the state that it wrote itself, and one barrier a step is enough.
+    const Range units = share(hidden_panels(g), job.rank, job.size);
+    const Range outputs = share(output_panels(g), job.rank, job.size);
+    load_state(p, w, job);
+    job.barrier();
+    int64_t active = 0;
+    for (int64_t step = job.steps - 1; step >= 0; --step) {
+      const int64_t t = job.time(step);
+      active = active_rows(g, job, t, active);
+      if (g.projection) {
+        add_grad_output(p, w, job, t, active, outputs);
+        job.barrier();
+        unproject(p, w, job, t, active, units);
+      }
+      run_cells(p, w, job, t, active, units);
+      job.barrier();
+      for (int64_t i = 0; i < active; ++i) w.rows[i] = gate_row(p, job, t, job.columns[i]);
+      for (int64_t n = outputs.begin; n < outputs.end; ++n) {
+        multiply_rows(w.rows, active, w.w_hh[job.direction] + n * gate_rows(g) * kWidth, gate_rows(g),
+                      state_row(w.dh, w.h_stride, g, job, 0) + n * kWidth, w.h_stride, false);
+      }
+      if (g.resets) cut_state(p, w, job, t, active, units, outputs);
+    }
+    job.barrier();
+    store_state(p, w, job);
+    job.barrier();
+  }
+
+  static CUSTOMLSTM_INLINE S* gate_row(const BackwardParams& p, const Job& job, int64_t t, int64_t column) {
+    const Geometry& g = p.g;
+    return static_cast<S*>(p.grad_gates) +
+           ((g.step_row[t] + column) * g.directions + job.direction) * gate_rows(g);
+  }
+  static CUSTOMLSTM_INLINE S* hidden_state_row(const BackwardParams& p, const Job& job, int64_t t, int64_t column) {
+    const Geometry& g = p.g;
+    return static_cast<S*>(p.grad_hidden_state) +
+           ((g.step_row[t] + column) * g.directions + job.direction) * g.output_size;
+  }
+
+  // With projection: gradient of h_t = that through the next step + that of the output.
+  static void add_grad_output(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t, int64_t active,
+                              Range outputs) {
+    const Geometry& g = p.g;
+    const int64_t begin = outputs.begin * kWidth, end = min64(outputs.end * kWidth, g.output_size);
+    for (int64_t i = 0; i < active; ++i) {
+      const int64_t row = g.step_row[t] + job.columns[i];
+      const S* dh = state_row(w.dh, w.h_stride, g, job, i);
+      const T* dy = p.grad_output ? static_cast<const T*>(p.grad_output) +
+                                        (row * g.directions + job.direction) * g.output_size
+                                  : nullptr;
+      S* to = hidden_state_row(p, job, t, job.columns[i]);
+      for (int64_t k = begin; k < end; ++k) to[k] = dy ? dh[k] + S(to_float(dy[k])) : dh[k];
+    }
+  }
+
+  static void unproject(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t, int64_t active,
+                        Range units) {
+    const Geometry& g = p.g;
+    for (int64_t i = 0; i < active; ++i) w.rows[i] = hidden_state_row(p, job, t, job.columns[i]);
+    for (int64_t n = units.begin; n < units.end; ++n) {
+      multiply_rows(w.rows, active, w.w_hr[job.direction] + n * g.output_size * kWidth, g.output_size,
+                    state_row(w.dprojecting, w.c_stride, g, job, 0) + n * kWidth, w.c_stride, false);
+    }
+  }
+
+  static void run_cells(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t, int64_t active,
+                        Range units) {
+    const int64_t end = min64(units.end * kWidth, p.g.hidden_size);
+    for (int64_t i = 0; i < active; i += kCellRows) {
+      for (int64_t unit = units.begin * kWidth; unit < end; unit += kLanes) {
+        const int lanes = int(min64(kLanes, end - unit));
+        if (active - i >= kCellRows) {
+          cell_rows<kCellRows>(p, w, job, t, i, unit, lanes);
+        } else {
+          cell_rows<1>(p, w, job, t, i, unit, lanes);
+        }
+      }
+    }
+  }
+
+  // The cell state that entered step t of a column, or null for zero.
+  static CUSTOMLSTM_INLINE const S* previous_c(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t,
+                                               int64_t column) {
+    const Geometry& g = p.g;
+    if (is_cut(g, job.direction, t, column)) return nullptr;
+    if (is_first(g, job.direction, t, column)) {
+      return p.c_0 ? w.c_0 + (job.direction * g.batch + column) * w.c_stride : nullptr;
+    }
+    const int64_t from = job.direction == 0 ? t - 1 : t + 1;
+    return static_cast<const S*>(p.c_all) +
+           ((g.step_row[from] + column) * g.directions + job.direction) * g.hidden_size;
+  }
+
+  template <int R>
+  static CUSTOMLSTM_NOINLINE void cell_rows(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t,
+                                            int64_t i, int64_t unit, int lanes) {
+    const Geometry& g = p.g;
+    Pack<S, R> saved[Cell::kSaved], c_prev, c, dh, dc, da[Cell::kGates];
+    for (int r = 0; r < R; ++r) {
+      const int64_t column = job.columns[i + r];
+      const int64_t at = (g.step_row[t] + column) * g.directions + job.direction;
+      const S* gates = static_cast<const S*>(p.gates) + at * Cell::kSaved * g.hidden_size + unit;
+      for (int k = 0; k < Cell::kSaved; ++k) saved[k].row[r] = load_as<S>(gates + k * g.hidden_size, lanes);
+      c.row[r] = load_as<S>(static_cast<const S*>(p.c_all) + at * g.hidden_size + unit, lanes);
+      const S* previous = previous_c(p, w, job, t, column);
+      c_prev.row[r] = previous ? load_as<S>(previous + unit, lanes) : Vec<S>::broadcast(S(0));
+      if (g.projection) {
+        dh.row[r] = Vec<S>::load(state_row(w.dprojecting, w.c_stride, g, job, i + r) + unit);
+      } else {
+        dh.row[r] = Vec<S>::load(state_row(w.dh, w.h_stride, g, job, i + r) + unit);
+        if (p.grad_output) {
+          const T* dy = static_cast<const T*>(p.grad_output) + at * g.output_size + unit;
+          dh.row[r] = dh.row[r] + load_as<S>(dy, lanes);
+        }
+      }
+      dc.row[r] = Vec<S>::load(state_row(w.dc, w.c_stride, g, job, i + r) + unit);
+      if (p.grad_c_all) {
+        const S* d = static_cast<const S*>(p.grad_c_all) + at * g.hidden_size + unit;
+        dc.row[r] = dc.row[r] + load_as<S>(d, lanes);
+      }
+    }
+    Cell::backward(*static_cast<const CellParams<S>*>(p.cell_params), saved, c_prev, c, dh, dc, da);
+    for (int r = 0; r < R; ++r) {
+      dc.row[r].store(state_row(w.dc, w.c_stride, g, job, i + r) + unit);
+      S* to = gate_row(p, job, t, job.columns[i + r]) + unit;
+      for (int k = 0; k < Cell::kGates; ++k) store_as(da[k].row[r], to + k * g.hidden_size, lanes);
+    }
+  }
+
+  // No gradient crosses a cut edge.
+  static void cut_state(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t, int64_t active,
+                        Range units, Range outputs) {
+    const Geometry& g = p.g;
+    for (int64_t i = 0; i < active; ++i) {
+      if (!is_cut(g, job.direction, t, job.columns[i])) continue;
+      S* dh = state_row(w.dh, w.h_stride, g, job, i);
+      S* dc = state_row(w.dc, w.c_stride, g, job, i);
+      for (int64_t k = outputs.begin * kWidth; k < outputs.end * kWidth; ++k) dh[k] = S(0);
+      for (int64_t k = units.begin * kWidth; k < units.end * kWidth; ++k) dc[k] = S(0);
+    }
+  }
+};

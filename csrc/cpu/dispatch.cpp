@@ -1,0 +1,51 @@
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "kernels.h"
+
+namespace customlstm {
+
+namespace {
+
+bool cpu_has_avx2() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#else
+  return false;
+#endif
+}
+
+bool cpu_has_avx512() {
+#if defined(__x86_64__)
+  return cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+#else
+  return false;
+#endif
+}
+
+const KernelTable& choose() {
+  const KernelTable* avx2 = cpu_has_avx2() ? kernels_avx2() : nullptr;
+  const KernelTable* avx512 = cpu_has_avx512() ? kernels_avx512() : nullptr;
+  const char* wanted = std::getenv("CUSTOMLSTM_CPU_ISA");
+  if (wanted == nullptr || *wanted == '\0') {
+    return avx512 ? *avx512 : avx2 ? *avx2 : *kernels_default();
+  }
+  const std::string name = wanted;
+  if (name == "default") return *kernels_default();
+  if (name == "avx2" && avx2) return *avx2;
+  if (name == "avx512" && avx512) return *avx512;
+  throw std::runtime_error("the environment variable CUSTOMLSTM_CPU_ISA is \"" + name +
+                           "\", but this CPU and build have: default" + (avx2 ? ", avx2" : "") +
+                           (avx512 ? ", avx512" : "") + "; unset it to take the best of them");
+}
+
+}  // namespace
+
+const KernelTable& kernels() {
+  static const KernelTable& table = choose();
+  return table;
+}
+
+}  // namespace customlstm

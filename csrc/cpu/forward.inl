@@ -1,0 +1,325 @@
+// One layer forward: input projection in chunks of steps that stay in cache, then for every step one product with
+// the recurrent weights, whose accumulators go through the cell while they are still in registers.
+
+template <class T, class Cell>
+struct Forward {
+  using S = typename AccumulationOf<T>::Type;
+  static constexpr int kLanes = Vec<S>::kLanes;
+  static constexpr int64_t kWidth = kPanelVectors * kLanes;
+  // Rows of one chunk of the input projection: enough to use each panel of W_ih often, few enough to stay in cache.
+  // Short steps are taken several at a time, until there are kChunkRows; a long one in blocks of kBlockRows.
+  static constexpr int64_t kChunkRows = 48, kBlockRows = 96;
+
+  struct Workspace {
+    S *w_ih[2], *w_hh[2], *w_hr[2], *bias[2];   // packed: panel by panel
+    S* h[2];                                    // [D, B, padded P] the state before and after a step, in turn
+    S* c;                                       // [D, B, padded H]
+    S* projecting;                              // [D, B, padded H] h before the projection
+    S *x, *gates_x;                             // of this thread: [chunk, L] and [unit blocks, chunk, 4 * lanes]
+    int64_t h_stride, c_stride;
+  };
+
+  static CUSTOMLSTM_INLINE int64_t unit_blocks(const Geometry& g) { return ceil_div(g.hidden_size, kLanes); }
+  static CUSTOMLSTM_INLINE int64_t output_panels(const Geometry& g) { return ceil_div(g.output_size, kWidth); }
+  static CUSTOMLSTM_INLINE int64_t chunk_rows(const Geometry& g) { return kChunkRows + min64(kBlockRows, g.batch); }
+
+  static size_t layout(const ForwardParams& p, int rank, char* base, Workspace& w) {
+    const Geometry& g = p.g;
+    Arena arena = {base, 0};
+    w.h_stride = padded<S>(g.output_size);
+    w.c_stride = padded<S>(g.hidden_size);
+    for (int64_t d = 0; d < g.directions; ++d) {
+      w.w_ih[d] = arena.take<S>(unit_blocks(g) * g.input_size * kWidth);
+      w.w_hh[d] = arena.take<S>(unit_blocks(g) * g.output_size * kWidth);
+      w.bias[d] = arena.take<S>(unit_blocks(g) * kWidth);
+      w.w_hr[d] = arena.take<S>(g.projection ? output_panels(g) * g.hidden_size * kWidth : 0);
+    }
+    const int64_t rows = g.directions * g.batch;
+    w.h[0] = arena.take<S>(rows * w.h_stride);
+    w.h[1] = arena.take<S>(rows * w.h_stride);
+    w.c = arena.take<S>(rows * w.c_stride);
+    w.projecting = arena.take<S>(g.projection ? rows * w.c_stride : 0);
+    for (int thread = 0; thread < p.plan.threads; ++thread) {
+      S* x = arena.take<S>(chunk_rows(g) * g.input_size);
+      S* gates_x = arena.take<S>(chunk_rows(g) * unit_blocks(g) * kWidth);
+      if (thread == rank) {
+        w.x = x;
+        w.gates_x = gates_x;
+      }
+    }
+    return arena.used;
+  }
+
+  static size_t workspace(const ForwardParams& p) {
+    Workspace w;
+    return layout(p, 0, nullptr, w);
+  }
+
+  static void run(const ForwardParams& p, Team& team, int rank) {
+    const Geometry& g = p.g;
+    Workspace w;
+    layout(p, rank, static_cast<char*>(p.workspace), w);
+    pack(p, w, rank, team.size());
+    team.barrier();
+    if (p.plan.share_units) {
+      for (int64_t d = 0; d < g.directions; ++d) run_job(p, w, make_job(g, d, 0, &team, rank, team.size()));
+    } else {
+      const int64_t jobs = g.directions * p.plan.groups;
+      for (int64_t j = rank; j < jobs; j += team.size()) {
+        run_job(p, w, make_job(g, j % g.directions, j / g.directions, nullptr, 0, 1));
+      }
+    }
+  }
+
+  static void pack(const ForwardParams& p, const Workspace& w, int rank, int size) {
+    const Geometry& g = p.g;
+    for (int64_t d = 0; d < g.directions; ++d) {
+      const DirectionWeights& from = p.weights[d];
+      const Range units = share(unit_blocks(g), rank, size);
+      for (int64_t u = units.begin; u < units.end; ++u) {
+        pack_gates(static_cast<const T*>(from.w_ih), g.hidden_size, g.input_size, u * kLanes,
+                   w.w_ih[d] + u * g.input_size * kWidth);
+        pack_gates(static_cast<const T*>(from.w_hh), g.hidden_size, g.output_size, u * kLanes,
+                   w.w_hh[d] + u * g.output_size * kWidth);
+        S* bias = w.bias[d] + u * kWidth;
+        for (int64_t j = 0; j < kWidth; ++j) {
+          const int64_t gate = j / kLanes, unit = u * kLanes + j % kLanes;
+          bias[j] = S(0);
+          if (g.bias && unit < g.hidden_size) {
+            const int64_t at = gate * g.hidden_size + unit;
+            bias[j] = S(to_float(static_cast<const T*>(from.b_ih)[at])) +
+                      S(to_float(static_cast<const T*>(from.b_hh)[at]));
+          }
+        }
+      }
+      if (g.projection) {
+        const Range panels = share(output_panels(g), rank, size);
+        for (int64_t n = panels.begin; n < panels.end; ++n) {
+          pack_transposed(static_cast<const T*>(from.w_hr), g.output_size, g.hidden_size, n * kWidth,
+                          w.w_hr[d] + n * g.hidden_size * kWidth);
+        }
+      }
+    }
+  }
+
+  static CUSTOMLSTM_INLINE S* h_row(const Workspace& w, const Geometry& g, const Job& job, int64_t parity, int64_t i) {
+    return w.h[parity] + (job.direction * g.batch + job.first_row + i) * w.h_stride;
+  }
+  static CUSTOMLSTM_INLINE S* c_row(const Workspace& w, const Geometry& g, const Job& job, int64_t i) {
+    return w.c + (job.direction * g.batch + job.first_row + i) * w.c_stride;
+  }
+  static CUSTOMLSTM_INLINE S* projecting_row(const Workspace& w, const Geometry& g, const Job& job, int64_t i) {
+    return w.projecting + (job.direction * g.batch + job.first_row + i) * w.c_stride;
+  }
+
+  static void load_state(const ForwardParams& p, const Workspace& w, const Job& job) {
+    const Geometry& g = p.g;
+    const Range rows = share(job.rows, job.rank, job.size);
+    for (int64_t i = rows.begin; i < rows.end; ++i) {
+      const int64_t at = job.direction * g.batch + job.columns[i];
+      S* h = h_row(w, g, job, 0, i);
+      S* c = c_row(w, g, job, i);
+      for (int64_t k = 0; k < w.h_stride; ++k) h[k] = S(0);
+      for (int64_t k = 0; k < w.c_stride; ++k) c[k] = S(0);
+      if (p.h_0) {
+        widen(static_cast<const T*>(p.h_0) + at * g.output_size, 1, h, g.output_size);
+        widen(static_cast<const T*>(p.c_0) + at * g.hidden_size, 1, c, g.hidden_size);
+      }
+      // A reverse sequence joins late and a finished one is left alone, so both copies hold the state from the start.
+      __builtin_memcpy(h_row(w, g, job, 1, i), h, size_t(w.h_stride) * sizeof(S));
+    }
+  }
+
+  static void store_state(const ForwardParams& p, const Workspace& w, const Job& job) {
+    const Geometry& g = p.g;
+    const Range rows = share(job.rows, job.rank, job.size);
+    for (int64_t i = rows.begin; i < rows.end; ++i) {
+      const int64_t column = job.columns[i], at = job.direction * g.batch + column;
+      // A forward sequence stopped after its own last step; a reverse one joined late and ran to the last.
+      const int64_t last = job.direction == 0 ? g.lengths[column] : job.steps;
+      narrow(h_row(w, g, job, last & 1, i), static_cast<T*>(p.h_n) + at * g.output_size, g.output_size);
+      narrow(c_row(w, g, job, i), static_cast<T*>(p.c_n) + at * g.hidden_size, g.hidden_size);
+    }
+  }
+
+  static void run_job(const ForwardParams& p, const Workspace& w, const Job& job) {
+    const Geometry& g = p.g;
+    const Range units = share(unit_blocks(g), job.rank, job.size);
+    load_state(p, w, job);
+    job.barrier();
+    int64_t active = 0;
+    for (int64_t step = 0; step < job.steps;) {
+      int64_t rows = active_rows(g, job, job.time(step), active), next = step + 1;
+      if (rows > kBlockRows) {
+        active = rows;
+        cut_state(p, w, job, step, active);
+        for (int64_t i = 0; i < active; i += kBlockRows) {
+          rows = min64(kBlockRows, active - i);
+          project_input(p, w, job, units, step, next, i, rows);
+          run_cells(p, w, job, units, step, i, rows, w.gates_x, rows);
+        }
+        finish_step(p, w, job, step, active);
+        step = next;
+        continue;
+      }
+      for (int64_t running = rows; next < job.steps && rows < kChunkRows; ++next) {
+        running = active_rows(g, job, job.time(next), running);
+        if (running > kBlockRows) break;   // reverse: sequences joining
+        rows += running;
+      }
+      project_input(p, w, job, units, step, next, 0, rows);
+      for (int64_t row = 0; step < next; ++step) {
+        active = active_rows(g, job, job.time(step), active);
+        cut_state(p, w, job, step, active);
+        run_cells(p, w, job, units, step, 0, active, w.gates_x + row * kWidth, rows);
+        finish_step(p, w, job, step, active);
+        row += active;
+      }
+    }
+    store_state(p, w, job);
+    // The state arrays are the next direction's own, but its chunk buffers are shared with this one's last step.
+    job.barrier();
+  }
+
+  // gates_x[unit block][row][gate][lane] = bias + W_ih x for `rows` rows: sequences i0 .. of one step, or all running
+  // sequences of the steps first .. next - 1.
+  static void project_input(const ForwardParams& p, const Workspace& w, const Job& job, Range units, int64_t first,
+                            int64_t next, int64_t i0, int64_t rows) {
+    const Geometry& g = p.g;
+    int64_t row = 0, active = 0;
+    for (int64_t step = first; step < next; ++step) {
+      const int64_t t = job.time(step);
+      active = active_rows(g, job, t, active);
+      const T* x = static_cast<const T*>(p.input) + g.step_input[t];
+      for (int64_t i = i0; i < active && row < rows; ++i, ++row) {
+        widen(x + job.columns[i] * g.input_column_stride, g.input_feature_stride, w.x + row * g.input_size,
+              g.input_size);
+      }
+    }
+    for (int64_t u = units.begin; u < units.end; ++u) {
+      const S* panel = w.w_ih[job.direction] + u * g.input_size * kWidth;
+      const S* bias = w.bias[job.direction] + u * kWidth;
+      S* out = w.gates_x + u * rows * kWidth;
+      for (int64_t i = 0; i < rows; i += kTileRows) {
+#define CUSTOMLSTM_CALL(R) project_tile<R>(w.x + i * g.input_size, g.input_size, panel, bias, out + i * kWidth)
+        CUSTOMLSTM_WITH_ROWS(min64(kTileRows, rows - i), CUSTOMLSTM_CALL)
+#undef CUSTOMLSTM_CALL
+      }
+    }
+  }
+
+  template <int R>
+  static CUSTOMLSTM_NOINLINE void project_tile(const S* x, int64_t depth, const S* panel, const S* bias, S* out) {
+    Tile<S, R> tile;
+    const S* rows[R];
+    for (int r = 0; r < R; ++r) rows[r] = x + r * depth;
+    tile.load(bias, 0);
+    tile.multiply(rows, panel, depth);
+    tile.store(out, kWidth);
+  }
+
+  // Sequences whose edge into this step is cut start it from zero.
+  static void cut_state(const ForwardParams& p, const Workspace& w, const Job& job, int64_t step, int64_t active) {
+    const Geometry& g = p.g;
+    if (!g.resets) return;
+    const Range rows = share(active, job.rank, job.size);
+    for (int64_t i = rows.begin; i < rows.end; ++i) {
+      if (!is_cut(g, job.direction, job.time(step), job.columns[i])) continue;
+      S* h = h_row(w, g, job, step & 1, i);
+      S* c = c_row(w, g, job, i);
+      for (int64_t k = 0; k < g.output_size; ++k) h[k] = S(0);
+      for (int64_t k = 0; k < g.hidden_size; ++k) c[k] = S(0);
+    }
+    job.barrier();
+  }
+
+  // Sequences i0 .. i0 + count - 1 of one step; their rows of gates_x lie in a chunk of `chunk` rows.
+  static void run_cells(const ForwardParams& p, const Workspace& w, const Job& job, Range units, int64_t step,
+                        int64_t i0, int64_t count, const S* gates_x, int64_t chunk) {
+    const Geometry& g = p.g;
+    const int64_t t = job.time(step), parity = step & 1;
+    for (int64_t u = units.begin; u < units.end; ++u) {
+      const S* panel = w.w_hh[job.direction] + u * g.output_size * kWidth;
+      const S* from = gates_x + u * chunk * kWidth;
+      for (int64_t i = 0; i < count; i += kTileRows) {
+#define CUSTOMLSTM_CALL(R) cell_tile<R>(p, w, job, t, parity, u * kLanes, i0 + i, panel, from + i * kWidth)
+        CUSTOMLSTM_WITH_ROWS(min64(kTileRows, count - i), CUSTOMLSTM_CALL)
+#undef CUSTOMLSTM_CALL
+      }
+    }
+  }
+
+  static void finish_step(const ForwardParams& p, const Workspace& w, const Job& job, int64_t step, int64_t active) {
+    const Geometry& g = p.g;
+    const int64_t t = job.time(step), parity = step & 1;
+    if (g.projection) {
+      job.barrier();
+      const Range panels = share(output_panels(g), job.rank, job.size);
+      for (int64_t n = panels.begin; n < panels.end; ++n) {
+        for (int64_t i = 0; i < active; i += kTileRows) {
+#define CUSTOMLSTM_CALL(R) projection_tile<R>(p, w, job, t, parity, n * kWidth, i)
+          CUSTOMLSTM_WITH_ROWS(min64(kTileRows, active - i), CUSTOMLSTM_CALL)
+#undef CUSTOMLSTM_CALL
+        }
+      }
+    }
+    job.barrier();
+  }
+
+  // Rows i .. i + R - 1, units unit .. unit + kLanes - 1: recurrent product, cell, new state, saved values.
+  template <int R>
+  static CUSTOMLSTM_NOINLINE void cell_tile(const ForwardParams& p, const Workspace& w, const Job& job, int64_t t,
+                                            int64_t parity, int64_t unit, int64_t i, const S* panel, const S* gates_x) {
+    const Geometry& g = p.g;
+    Tile<S, R> tile;
+    const S* rows[R];
+    for (int r = 0; r < R; ++r) rows[r] = h_row(w, g, job, parity, i + r);
+    tile.load(gates_x, kWidth);
+    tile.multiply(rows, panel, g.output_size);
+
+    Pack<S, R> a[Cell::kGates], c, h, saved[Cell::kSaved];
+    for (int k = 0; k < Cell::kGates; ++k)
+      for (int r = 0; r < R; ++r) a[k].row[r] = tile.acc[r][k];
+    for (int r = 0; r < R; ++r) c.row[r] = Vec<S>::load(c_row(w, g, job, i + r) + unit);
+    Cell::forward(*static_cast<const CellParams<S>*>(p.cell_params), a, c, h, saved);
+
+    const int lanes = int(min64(kLanes, g.hidden_size - unit));
+    for (int r = 0; r < R; ++r) {
+      const int64_t row = g.step_row[t] + job.columns[i + r];
+      c.row[r].store(c_row(w, g, job, i + r) + unit);
+      if (g.projection) {
+        h.row[r].store(projecting_row(w, g, job, i + r) + unit);
+      } else {
+        h.row[r].store(h_row(w, g, job, 1 - parity, i + r) + unit);
+        store_as(h.row[r], static_cast<T*>(p.output) + (row * g.directions + job.direction) * g.output_size + unit,
+                 lanes);
+      }
+      const int64_t at = (row * g.directions + job.direction) * g.hidden_size + unit;
+      if (p.c_all) store_as(c.row[r], static_cast<S*>(p.c_all) + at, lanes);
+      if (p.hidden) store_as(h.row[r], static_cast<S*>(p.hidden) + at, lanes);
+      if (p.gates) {
+        S* to = static_cast<S*>(p.gates) + (row * g.directions + job.direction) * Cell::kSaved * g.hidden_size + unit;
+        for (int k = 0; k < Cell::kSaved; ++k) store_as(saved[k].row[r], to + k * g.hidden_size, lanes);
+      }
+    }
+  }
+
+  // h_t = W_hr h: rows i .. i + R - 1, columns first .. of the hidden state.
+  template <int R>
+  static CUSTOMLSTM_NOINLINE void projection_tile(const ForwardParams& p, const Workspace& w, const Job& job, int64_t t,
+                                                  int64_t parity, int64_t first, int64_t i) {
+    const Geometry& g = p.g;
+    Tile<S, R> tile;
+    const S* rows[R];
+    for (int r = 0; r < R; ++r) rows[r] = projecting_row(w, g, job, i + r);
+    tile.zero();
+    tile.multiply(rows, w.w_hr[job.direction] + first * g.hidden_size, g.hidden_size);
+    for (int r = 0; r < R; ++r) {
+      S* h = h_row(w, g, job, 1 - parity, i + r) + first;
+      for (int v = 0; v < kPanelVectors; ++v) tile.acc[r][v].store(h + v * kLanes);
+      const int64_t row = g.step_row[t] + job.columns[i + r];
+      narrow(h, static_cast<T*>(p.output) + (row * g.directions + job.direction) * g.output_size + first,
+             min64(kWidth, g.output_size - first));
+    }
+  }
+};

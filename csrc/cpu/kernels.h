@@ -1,0 +1,123 @@
+// The border between the torch side (csrc/ops) and the CPU kernels: plain data and two functions, no torch header
+// below it. csrc/ops fills one of these structs; a kernel reads it and never sees a tensor.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../cells/activation.h"
+#include "team.h"
+
+namespace customlstm {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+enum class StorageType : int32_t { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
+constexpr int32_t kStorageTypes = 4;
+
+enum class CellKind : int32_t { kStandard = 0, kConfigurable = 1 };
+constexpr int32_t kCellKinds = 2;
+
+// How the work is divided (plan.h decides). Sequences are dealt into `groups`; with `share_units` there is one group
+// and the whole team works on each step, every thread on its own hidden units.
+struct Plan {
+  int32_t threads;
+  int32_t groups;
+  bool share_units;
+};
+
+// The sizes of one layer and where its rows lie. A row is one sequence at one step; its number is
+// step_row[t] + column, for padded data t * batch + column, for packed data the position in PackedSequence.data.
+struct Geometry {
+  int64_t steps;        // T
+  int64_t batch;        // B
+  int64_t input_size;   // L
+  int64_t hidden_size;  // H
+  int64_t output_size;  // P: size of the hidden state h_t, H without projection
+  int64_t directions;   // D
+  bool bias;
+  bool projection;
+
+  const int64_t* step_row;        // [T]
+  const int64_t* step_input;      // [T] offset in elements of the step's first column in `input`
+  int64_t input_column_stride;    // elements
+  int64_t input_feature_stride;   // elements
+  const int64_t* lengths;         // [B] steps of each column, 0..T
+  const int64_t* columns;         // [B] columns, dealt to groups; within a group longest first
+  const int64_t* group_begin;     // [groups + 1] into columns
+  const uint8_t* resets;          // [T, B] or null
+  int64_t valid_rows;             // rows within their sequence's length
+};
+
+struct DirectionWeights {
+  const void *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;   // storage type, contiguous; biases and w_hr may be null
+};
+
+// Pointers are the caller's; nothing is kept after the call. S is the accumulation type (double for float64, else
+// float). All arrays are contiguous except `input`.
+struct ForwardParams {
+  Geometry g;
+  Plan plan;
+  DirectionWeights weights[2];
+  const void* cell_params;    // CellParams<S>
+  const void* input;          // T
+  const void* h_0;            // [D, B, P] or null: zeros
+  const void* c_0;            // [D, B, H] or null
+  void* output;               // [rows, D * P]; rows beyond a length are not written
+  void* h_n;                  // [D, B, P]
+  void* c_n;                  // [D, B, H]
+  void* c_all;                // S [rows, D * H] or null
+  void* gates;                // S [rows, D, kSaved, H] or null
+  void* hidden;               // S [rows, D * H] or null: h before the projection
+  void* workspace;            // forward_workspace bytes, 64-byte aligned
+};
+
+struct BackwardParams {
+  Geometry g;
+  Plan plan;
+  DirectionWeights weights[2];
+  const void* cell_params;
+  const void* input;
+  const void* h_0;
+  const void* c_0;
+  const void* output;         // as forward left them
+  const void* c_all;
+  const void* gates;
+  const void* hidden;
+  const void* grad_output;    // T [rows, D * P] or null: zeros
+  const void* grad_h_n;       // T [D, B, P] or null
+  const void* grad_c_n;       // T [D, B, H] or null
+  const void* grad_c_all;     // S [rows, D * H] or null
+  void* grad_gates;           // S [rows, D, kGates, H] scratch: gradient of the pre-activations
+  void* grad_hidden_state;    // S [rows, D, P] scratch when projecting: gradient of h
+  void* grad_input;           // T [rows, L] or null: not wanted
+  void* grad_h_0;             // T or null
+  void* grad_c_0;
+  struct {
+    void *w_ih, *w_hh, *bias, *w_hr;   // S, or null: not wanted; bias serves b_ih and b_hh
+  } grad_weights[2];
+  void* workspace;
+};
+
+struct KernelTable {
+  const char* name;
+  size_t (*forward_workspace[kStorageTypes][kCellKinds])(const ForwardParams&);
+  void (*forward[kStorageTypes][kCellKinds])(const ForwardParams&, Team&, int rank);
+  size_t (*backward_workspace[kStorageTypes][kCellKinds])(const BackwardParams&);
+  void (*backward[kStorageTypes][kCellKinds])(const BackwardParams&, Team&, int rank);
+};
+
+const KernelTable* kernels_default();
+const KernelTable* kernels_avx2();     // null where the compiler could not build them
+const KernelTable* kernels_avx512();
+
+// The table for this CPU, chosen once; the environment variable CUSTOMLSTM_CPU_ISA (default, avx2, avx512) forces a
+// lower one. Throws std::runtime_error for a name that is unknown or that the CPU cannot run.
+const KernelTable& kernels();
+
+}  // namespace customlstm

@@ -1,0 +1,65 @@
+// Who works on which rows and units, and where the scratch memory of a call lies.
+
+// Hands out 64-byte aligned pieces of the workspace; with a null base it only counts.
+struct Arena {
+  char* base;
+  size_t used;
+  template <class S>
+  CUSTOMLSTM_INLINE S* take(int64_t n) {
+    S* p = base ? reinterpret_cast<S*>(base + used) : nullptr;
+    used += (size_t(n) * sizeof(S) + 63) / 64 * 64;
+    return p;
+  }
+};
+
+struct Range {
+  int64_t begin, end;
+};
+
+// The part of [0, n) of thread `rank`, as even as can be.
+CUSTOMLSTM_INLINE Range share(int64_t n, int rank, int size) {
+  const int64_t each = n / size, rest = n % size;
+  const int64_t begin = rank * each + min64(rank, rest);
+  return {begin, begin + each + (rank < rest ? 1 : 0)};
+}
+
+// One recurrence: the sequences of one group in one direction. Either one thread runs it, or the whole team.
+struct Job {
+  int64_t direction;
+  const int64_t* columns;   // [rows], longest first
+  int64_t rows;
+  int64_t first_row;        // of the group, in the state arrays
+  int64_t steps;            // of the longest
+  Team* team;               // null: one thread alone
+  int rank, size;           // within the job
+
+  CUSTOMLSTM_INLINE void barrier() const {
+    if (team) team->barrier();
+  }
+  CUSTOMLSTM_INLINE int64_t time(int64_t step) const { return direction == 0 ? step : steps - 1 - step; }
+};
+
+CUSTOMLSTM_INLINE Job make_job(const Geometry& g, int64_t direction, int64_t group, Team* team, int rank, int size) {
+  const int64_t begin = g.group_begin[group], end = g.group_begin[group + 1];
+  Job job = {direction, g.columns + begin, end - begin, begin, 0, team, rank, size};
+  if (job.rows > 0) job.steps = g.lengths[job.columns[0]];
+  return job;
+}
+
+// Sequences still running at time t: a prefix, the longest coming first. `active` is the count at a neighbouring time.
+CUSTOMLSTM_INLINE int64_t active_rows(const Geometry& g, const Job& job, int64_t t, int64_t active) {
+  while (active > 0 && g.lengths[job.columns[active - 1]] <= t) --active;
+  while (active < job.rows && g.lengths[job.columns[active]] > t) ++active;
+  return active;
+}
+
+// The state that enters step t of a column comes from time t - 1, in reverse from t + 1. A reset at time t cuts the
+// edge between t - 1 and t in both directions.
+CUSTOMLSTM_INLINE bool is_cut(const Geometry& g, int64_t direction, int64_t t, int64_t column) {
+  if (!g.resets) return false;
+  if (direction == 0) return g.resets[t * g.batch + column];
+  return t + 1 < g.lengths[column] && g.resets[(t + 1) * g.batch + column];
+}
+CUSTOMLSTM_INLINE bool is_first(const Geometry& g, int64_t direction, int64_t t, int64_t column) {
+  return direction == 0 ? t == 0 : t + 1 == g.lengths[column];
+}

@@ -1,0 +1,107 @@
+// Loading and storing the four storage types as vectors of the accumulation type S (float64: double, else float).
+
+// 16-bit floating point, as bits: the arithmetic is always float32.
+// (struct BFloat16 { uint16_t bits; } and Half come from kernels.h.)
+
+template <class T>
+struct AccumulationOf {
+  using Type = float;
+};
+template <>
+struct AccumulationOf<double> {
+  using Type = double;
+};
+
+CUSTOMLSTM_INLINE float to_float(float x) { return x; }
+CUSTOMLSTM_INLINE double to_float(double x) { return x; }
+CUSTOMLSTM_INLINE float to_float(BFloat16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float y;
+  __builtin_memcpy(&y, &bits, 4);
+  return y;
+}
+
+CUSTOMLSTM_INLINE void from_float(float x, float* y) { *y = x; }
+CUSTOMLSTM_INLINE void from_float(double x, double* y) { *y = x; }
+CUSTOMLSTM_INLINE void from_float(float x, BFloat16* y) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, 4);
+  // Round to nearest even; a NaN keeps its sign and becomes quiet, since rounding could carry it to infinity.
+  y->bits = x == x ? uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) : uint16_t((bits >> 16) | 0x40);
+}
+
+#if CUSTOMLSTM_HAS_FMA   // every CPU with FMA and AVX2 has F16C
+CUSTOMLSTM_INLINE float to_float(Half x) { return _cvtsh_ss(x.bits); }
+CUSTOMLSTM_INLINE void from_float(float x, Half* y) { y->bits = _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
+#else
+CUSTOMLSTM_INLINE float to_float(Half x) {
+  const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, magnitude = x.bits & 0x7fff;
+  uint32_t bits;
+  float y;
+  if (magnitude >= 0x7c00) {                       // infinity or NaN
+    bits = sign | 0x7f800000 | ((magnitude & 0x3ff) << 13);
+    __builtin_memcpy(&y, &bits, 4);
+    return y;
+  }
+  bits = magnitude << 13;                          // exponent off by 127 - 15: one exact product mends it, subnormals too
+  __builtin_memcpy(&y, &bits, 4);
+  y *= 5.192296858534828e33f;                      // 2^112
+  return sign ? -y : y;
+}
+CUSTOMLSTM_INLINE void from_float(float x, Half* y) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, 4);
+  const uint16_t sign = uint16_t((bits >> 16) & 0x8000);
+  bits &= 0x7fffffff;
+  if (bits > 0x7f800000) {
+    y->bits = uint16_t(sign | 0x7e00);
+  } else if (bits >= 0x477ff000) {                 // rounds to 2^16 or more
+    y->bits = uint16_t(sign | 0x7c00);
+  } else if (bits < 0x38800000) {                  // subnormal result: adding 0.5 aligns and rounds the mantissa
+    float magnitude;
+    __builtin_memcpy(&magnitude, &bits, 4);
+    magnitude += 0.5f;
+    __builtin_memcpy(&bits, &magnitude, 4);
+    y->bits = uint16_t(sign | (bits - 0x3f000000));
+  } else {
+    bits += 0xc8000fff + ((bits >> 13) & 1);       // exponent by 15 - 127, round to nearest even
+    y->bits = uint16_t(sign | (bits >> 13));
+  }
+}
+#endif
+
+// n values of T become S. The loops vectorise; source and destination never overlap.
+template <class T, class S>
+CUSTOMLSTM_INLINE void widen(const T* __restrict__ from, int64_t stride, S* __restrict__ to, int64_t n) {
+  if (stride == 1) {
+    for (int64_t k = 0; k < n; ++k) to[k] = to_float(from[k]);
+  } else {
+    for (int64_t k = 0; k < n; ++k) to[k] = to_float(from[k * stride]);
+  }
+}
+template <class S, class T>
+CUSTOMLSTM_INLINE void narrow(const S* __restrict__ from, T* __restrict__ to, int64_t n) {
+  for (int64_t k = 0; k < n; ++k) from_float(from[k], to + k);
+}
+
+// Stores the first n lanes as T. Whole vectors are the hot case; a tail of H that fills no vector goes the slow way.
+template <class S, class T>
+CUSTOMLSTM_INLINE void store_as(const Vec<S>& x, T* p, int n) {
+  S lanes[Vec<S>::kLanes];
+  x.store(lanes);
+  if (n == Vec<S>::kLanes) {
+    for (int k = 0; k < Vec<S>::kLanes; ++k) from_float(lanes[k], p + k);
+  } else {
+    for (int k = 0; k < n; ++k) from_float(lanes[k], p + k);
+  }
+}
+template <class S, class T>
+CUSTOMLSTM_INLINE Vec<S> load_as(const T* p, int n) {
+  S lanes[Vec<S>::kLanes];
+  if (n == Vec<S>::kLanes) {
+    for (int k = 0; k < Vec<S>::kLanes; ++k) lanes[k] = to_float(p[k]);
+  } else {
+    for (int k = 0; k < Vec<S>::kLanes; ++k) lanes[k] = k < n ? to_float(p[k]) : S(0);
+  }
+  return Vec<S>::load(lanes);
+}

@@ -1,0 +1,67 @@
+#include "team.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#include <sched.h>
+
+#include <new>
+
+namespace customlstm {
+
+namespace {
+
+// Long enough for a step of the others, short enough that a thread whose partner lost its core gives way to it.
+constexpr int kSpins = 4000;
+
+inline void pause_briefly() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+int Team::size() const { return size_; }
+
+void Team::barrier() {
+  if (size_ == 1) return;
+  const unsigned generation = generation_.load(std::memory_order_acquire);
+  if (waiting_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+    waiting_.store(0, std::memory_order_relaxed);
+    generation_.store(generation + 1, std::memory_order_release);
+    return;
+  }
+  for (int spin = 0; generation_.load(std::memory_order_acquire) == generation; ++spin) {
+    if (spin < kSpins) {
+      pause_briefly();
+    } else {
+      sched_yield();
+    }
+  }
+}
+
+void run_team(int threads, void (*body)(void* context, Team& team, int rank), void* context) {
+#ifdef _OPENMP
+  if (threads > 1 && !omp_in_parallel()) {
+    // The team is made by the thread that enters first, of the size that was granted, not of the size asked for:
+    // a barrier that waits for a thread which was never started would wait for ever.
+    alignas(Team) unsigned char storage[sizeof(Team)];
+    Team* team = nullptr;
+#pragma omp parallel num_threads(threads) shared(team, storage)
+    {
+#pragma omp single
+      team = new (storage) Team(omp_get_num_threads());
+      body(context, *team, omp_get_thread_num());
+    }
+    team->~Team();
+    return;
+  }
+#endif
+  Team alone(1);
+  body(context, alone, 0);
+}
+
+}  // namespace customlstm

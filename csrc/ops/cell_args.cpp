@@ -1,0 +1,93 @@
+#include "cell_args.h"
+
+#include <cmath>
+
+#include "checks.h"
+
+namespace customlstm {
+
+namespace {
+
+constexpr size_t kHeader = 4;   // kind, alpha, beta, number of knots
+
+const char* const kRoles[3] = {"gate_activation", "cell_activation", "output_activation"};
+
+// Reads one activation at args[at], appends its tables, and returns where the next one starts.
+size_t read_activation(const std::vector<double>& args, size_t at, const char* role, std::vector<double>& tables,
+                       Activation<double>& f) {
+  check(args.size() >= at + kHeader, "cell_args ends before ", role, "; encode the cell with customlstm.Cell.encode()");
+  const double kind = args[at];
+  check(kind >= 0 && kind < kActivationKinds && kind == std::floor(kind), "cell_args: ", role, " has kind ", kind,
+        ", expected an integer from 0 to ", kActivationKinds - 1);
+  f = {static_cast<ActivationKind>(static_cast<int32_t>(kind)), 0, args[at + 1], args[at + 2], nullptr, nullptr,
+       nullptr};
+  const double knots = args[at + 3];
+  const bool piecewise = f.kind == ActivationKind::kPiecewiseLinear;
+  check(knots == std::floor(knots) && knots >= (piecewise ? 2 : 0) && (piecewise || knots == 0) &&
+            2 * knots <= double(args.size() - at - kHeader),
+        "cell_args: ", role, " has ", knots, " knots, which does not fit its kind or the number of arguments");
+  const size_t n = static_cast<size_t>(knots);
+  const double* x = args.data() + at + kHeader;
+  const double* y = x + n;
+  if (piecewise) {
+    f.segments = static_cast<int32_t>(n) - 1;
+    for (size_t j = 0; j + 1 < n; ++j) {
+      check(std::isfinite(x[j]) && std::isfinite(y[j]) && std::isfinite(x[j + 1]) && std::isfinite(y[j + 1]) &&
+                x[j] < x[j + 1],
+            "cell_args: the knots of ", role, " must be finite and x strictly increasing");
+    }
+    for (size_t j = 1; j + 1 < n; ++j) tables.push_back(x[j]);
+    for (size_t j = 0; j + 1 < n; ++j) tables.push_back((y[j + 1] - y[j]) / (x[j + 1] - x[j]));
+    for (size_t j = 0; j + 1 < n; ++j) {
+      tables.push_back(y[j] - (y[j + 1] - y[j]) / (x[j + 1] - x[j]) * x[j]);
+    }
+  }
+  return at + kHeader + 2 * n;
+}
+
+// The tables of an activation lie one after the other: breaks, slopes, intercepts.
+template <class S>
+void point_into(const S*& tables, int32_t segments, Activation<S>& f) {
+  if (segments == 0) return;
+  f.breaks = tables;
+  f.slopes = tables + (segments - 1);
+  f.intercepts = f.slopes + segments;
+  tables = f.intercepts + segments;
+}
+
+bool is(const Activation<double>& f, ActivationKind kind) { return f.kind == kind; }
+
+Activation<float> narrow(const Activation<double>& f) {
+  return {f.kind, f.segments, static_cast<float>(f.alpha), static_cast<float>(f.beta), nullptr, nullptr, nullptr};
+}
+
+}  // namespace
+
+CellArgs::CellArgs(const std::string& name, const std::vector<double>& args) {
+  check(name == "lstm", "no cell is registered as \"", name, "\"; this library has \"lstm\"");
+  Activation<double>* const activations[3] = {&double_params_.gate, &double_params_.cell, &double_params_.output};
+  size_t at = 0;
+  for (int k = 0; k < 3; ++k) at = read_activation(args, at, kRoles[k], tables_, *activations[k]);
+  check(at == args.size(), "cell_args has ", args.size(), " values, of which only ", at,
+        " describe activations; this library is older or newer than the Python package, rebuild it");
+
+  float_tables_.assign(tables_.begin(), tables_.end());
+  float_params_ = {narrow(double_params_.gate), narrow(double_params_.cell), narrow(double_params_.output)};
+  Activation<float>* const float_activations[3] = {&float_params_.gate, &float_params_.cell, &float_params_.output};
+  const double* doubles = tables_.data();
+  const float* floats = float_tables_.data();
+  for (int k = 0; k < 3; ++k) {
+    point_into(doubles, activations[k]->segments, *activations[k]);
+    point_into(floats, float_activations[k]->segments, *float_activations[k]);
+  }
+  const bool standard = is(double_params_.gate, ActivationKind::kSigmoid) &&
+                        is(double_params_.cell, ActivationKind::kTanh) &&
+                        is(double_params_.output, ActivationKind::kTanh);
+  kind_ = standard ? CellKind::kStandard : CellKind::kConfigurable;
+}
+
+const void* CellArgs::params(StorageType type) const {
+  return type == StorageType::kFloat64 ? static_cast<const void*>(&double_params_) : &float_params_;
+}
+
+}  // namespace customlstm

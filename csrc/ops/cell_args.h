@@ -1,0 +1,28 @@
+// Decodes the op's description of a cell; the encoding is written down in customlstm/cells.py.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "../cpu/kernels.h"
+
+namespace customlstm {
+
+class CellArgs {
+ public:
+  // Throws std::runtime_error for a cell that is not registered or whose arguments are malformed.
+  CellArgs(const std::string& name, const std::vector<double>& args);
+
+  CellKind kind() const { return kind_; }
+  // CellParams of the accumulation type of `type`; lives as long as this object.
+  const void* params(StorageType type) const;
+
+ private:
+  CellKind kind_;
+  std::vector<double> tables_;
+  std::vector<float> float_tables_;
+  CellParams<double> double_params_;
+  CellParams<float> float_params_;
+};
+
+}  // namespace customlstm

@@ -1,0 +1,101 @@
+// The ops: schemas, and the CPU kernels behind them. LibTorch stable ABI only, so that one binary serves every torch
+// from 2.10 on. Fake kernels, autograd and autocast rules are registered from customlstm/ops.py.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "interface.h"
+#include "layer.h"
+#include "schema.h"
+
+namespace customlstm {
+
+namespace {
+
+using OptionalTensor = std::optional<Tensor>;
+using torch::stable::unsqueeze;
+using torch::stable::squeeze;
+
+LayerResult lstm_layer(Tensor input, OptionalTensor h_0, OptionalTensor c_0, std::vector<Tensor> weights,
+                       OptionalTensor batch_sizes, OptionalTensor lengths, OptionalTensor resets, std::string cell,
+                       std::vector<double> cell_args, bool bias, bool projection, bool bidirectional, int64_t save) {
+  return layer_forward({input, h_0, c_0, weights, batch_sizes, lengths, resets, cell, cell_args, bias, projection,
+                        bidirectional},
+                       save);
+}
+
+LayerGradients lstm_layer_backward(OptionalTensor grad_output, OptionalTensor grad_h_n, OptionalTensor grad_c_n,
+                                   OptionalTensor grad_c_all, Tensor input, OptionalTensor h_0, OptionalTensor c_0,
+                                   std::vector<Tensor> weights, OptionalTensor batch_sizes, OptionalTensor lengths,
+                                   OptionalTensor resets, std::string cell, std::vector<double> cell_args, bool bias,
+                                   bool projection, bool bidirectional, Tensor output, Tensor c_all, Tensor gates,
+                                   Tensor hidden, std::vector<int64_t> needs) {
+  return layer_backward({input, h_0, c_0, weights, batch_sizes, lengths, resets, cell, cell_args, bias, projection,
+                         bidirectional},
+                        {output, c_all, gates, hidden}, {grad_output, grad_h_n, grad_c_n, grad_c_all}, needs);
+}
+
+// A single step is a layer of one step: input [B, L], states [B, P] and [B, H].
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_cell(Tensor input, Tensor h_0, Tensor c_0,
+                                                             std::vector<Tensor> weights, std::string cell,
+                                                             std::vector<double> cell_args, bool bias,
+                                                             bool projection, int64_t save) {
+  const OptionalTensor none, h(unsqueeze(h_0, 0)), c(unsqueeze(c_0, 0));
+  const Tensor x = unsqueeze(input, 0);
+  auto [output, h_n, c_n, c_all, gates, hidden] =
+      layer_forward({x, h, c, weights, none, none, none, cell, cell_args, bias, projection, false}, save);
+  const bool saved = save == 2;
+  return {squeeze(h_n, 0), squeeze(c_n, 0), save >= 1 ? squeeze(c_all, 0) : c_all,
+          saved ? squeeze(squeeze(gates, 0), 1) : gates, saved && projection ? squeeze(hidden, 0) : hidden};
+}
+
+LayerGradients lstm_cell_backward(OptionalTensor grad_h_1, OptionalTensor grad_c_1, Tensor input, Tensor h_0,
+                                  Tensor c_0, std::vector<Tensor> weights, std::string cell,
+                                  std::vector<double> cell_args, bool bias, bool projection, Tensor h_1, Tensor c_all,
+                                  Tensor gates, Tensor hidden, std::vector<int64_t> needs) {
+  const OptionalTensor none, h(unsqueeze(h_0, 0)), c(unsqueeze(c_0, 0));
+  const Tensor x = unsqueeze(input, 0);
+  auto [grad_input, grad_h, grad_c, grad_weights] =
+      layer_backward({x, h, c, weights, none, none, none, cell, cell_args, bias, projection, false},
+                     {h_1, c_all, gates, hidden}, {none, grad_h_1, grad_c_1, none}, needs);
+  return {needs[0] ? squeeze(grad_input, 0) : grad_input, needs[1] ? squeeze(grad_h, 0) : grad_h,
+          needs[2] ? squeeze(grad_c, 0) : grad_c, grad_weights};
+}
+
+std::string cpu_isa() { return kernels().name; }
+
+std::string build_info() {
+  return std::string("interface ") + std::to_string(CUSTOMLSTM_INTERFACE) + ", compiler " +
+#if defined(__clang__)
+         "clang " __clang_version__
+#elif defined(__GNUC__)
+         "gcc " __VERSION__
+#else
+         "unknown"
+#endif
+         + (kernels_avx2() ? ", x86-64 with AVX2 and AVX-512 kernels" : ", portable kernels only");
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(customlstm, m) {
+  m.def("lstm_layer" CUSTOMLSTM_LAYER_SCHEMA);
+  m.def("lstm_layer_backward" CUSTOMLSTM_LAYER_BACKWARD_SCHEMA);
+  m.def("lstm_cell" CUSTOMLSTM_CELL_SCHEMA);
+  m.def("lstm_cell_backward" CUSTOMLSTM_CELL_BACKWARD_SCHEMA);
+  m.def("cpu_isa() -> str");
+  m.def("build_info() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(customlstm, CPU, m) {
+  m.impl("lstm_layer", TORCH_BOX(&lstm_layer));
+  m.impl("lstm_layer_backward", TORCH_BOX(&lstm_layer_backward));
+  m.impl("lstm_cell", TORCH_BOX(&lstm_cell));
+  m.impl("lstm_cell_backward", TORCH_BOX(&lstm_cell_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(customlstm, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
+  m.impl("build_info", TORCH_BOX(&build_info));
+}
+
+}  // namespace customlstm
