@@ -2,6 +2,79 @@
 // one step, one product with W_hh that of the state before it. What needs no order (the gradients of input and
 // weights) is done afterwards, over all rows at once, in gradients.inl.
 
+template <class S>
+struct BackwardWorkspace {
+  S *w_ih[2], *w_hh[2], *w_hr[2];   // packed by columns
+  S *dh, *dc, *dprojecting;         // [D, B, padded P or H] gradients of the state after the step at hand
+  S *c_0;                           // [D, B, padded H] initial cell state, widened
+  const S** rows;                   // [D, B] row pointers for the products
+  RowList list;                     // all valid rows, in order of time
+  GradientScratch<S> scratch;       // of this thread
+  int64_t h_stride, c_stride;
+
+  CUSTOMLSTM_INLINE S* row(S* base, int64_t stride, const Geometry& g, const Job& job, int64_t i) const {
+    return base + (job.direction * g.batch + job.first_row + i) * stride;
+  }
+};
+
+// The cell's derivative on some rows. It knows the accumulation type only, like the tiles of the forward pass.
+template <class S, class Cell>
+struct BackwardCells {
+  static constexpr int kLanes = Vec<S>::kLanes;
+  using Workspace = BackwardWorkspace<S>;
+
+  static CUSTOMLSTM_INLINE S* gate_row(const BackwardParams& p, const Job& job, int64_t t, int64_t column) {
+    const Geometry& g = p.g;
+    return static_cast<S*>(p.grad_gates) +
+           ((g.step_row[t] + column) * g.directions + job.direction) * Cell::kGates * g.hidden_size;
+  }
+  // The cell state that entered step t of a column, or null for zero.
+  static CUSTOMLSTM_INLINE const S* previous_c(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t,
+                                               int64_t column) {
+    const Geometry& g = p.g;
+    if (is_cut(g, job.direction, t, column)) return nullptr;
+    if (is_first(g, job.direction, t, column)) {
+      return p.c_0 ? w.c_0 + (job.direction * g.batch + column) * w.c_stride : nullptr;
+    }
+    const int64_t from = job.direction == 0 ? t - 1 : t + 1;
+    return static_cast<const S*>(p.c_all) +
+           ((g.step_row[from] + column) * g.directions + job.direction) * g.hidden_size;
+  }
+
+  template <int R>
+  static CUSTOMLSTM_NOINLINE void cell_rows(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t,
+                                            int64_t i, int64_t unit, int lanes, const S* grad_output) {
+    const Geometry& g = p.g;
+    Pack<S, R> saved[Cell::kSaved], c_prev, c, dh, dc, da[Cell::kGates];
+    for (int r = 0; r < R; ++r) {
+      const int64_t column = job.columns[i + r];
+      const int64_t at = (g.step_row[t] + column) * g.directions + job.direction;
+      const S* gates = static_cast<const S*>(p.gates) + at * Cell::kSaved * g.hidden_size + unit;
+      for (int k = 0; k < Cell::kSaved; ++k) saved[k].row[r] = load_as<S>(gates + k * g.hidden_size, lanes);
+      c.row[r] = load_as<S>(static_cast<const S*>(p.c_all) + at * g.hidden_size + unit, lanes);
+      const S* previous = previous_c(p, w, job, t, column);
+      c_prev.row[r] = previous ? load_as<S>(previous + unit, lanes) : Vec<S>::broadcast(S(0));
+      if (g.projection) {
+        dh.row[r] = Vec<S>::load(w.row(w.dprojecting, w.c_stride, g, job, i + r) + unit);
+      } else {
+        dh.row[r] = Vec<S>::load(w.row(w.dh, w.h_stride, g, job, i + r) + unit);
+        if (grad_output) dh.row[r] = dh.row[r] + load_as<S>(grad_output + at * g.output_size + unit, lanes);
+      }
+      dc.row[r] = Vec<S>::load(w.row(w.dc, w.c_stride, g, job, i + r) + unit);
+      if (p.grad_c_all) {
+        const S* d = static_cast<const S*>(p.grad_c_all) + at * g.hidden_size + unit;
+        dc.row[r] = dc.row[r] + load_as<S>(d, lanes);
+      }
+    }
+    Cell::backward(*static_cast<const CellParams<S>*>(p.cell_params), saved, c_prev, c, dh, dc, da);
+    for (int r = 0; r < R; ++r) {
+      dc.row[r].store(w.row(w.dc, w.c_stride, g, job, i + r) + unit);
+      S* to = gate_row(p, job, t, job.columns[i + r]) + unit;
+      for (int k = 0; k < Cell::kGates; ++k) store_as(da[k].row[r], to + k * g.hidden_size, lanes);
+    }
+  }
+};
+
 template <class T, class Cell>
 struct Backward {
   using S = typename AccumulationOf<T>::Type;
@@ -9,15 +82,8 @@ struct Backward {
   static constexpr int64_t kWidth = kPanelVectors * kLanes;
   static constexpr int kCellRows = 2;   // rows through the cell at a time: more would spill
 
-  struct Workspace {
-    S *w_ih[2], *w_hh[2], *w_hr[2];   // packed by columns
-    S *dh, *dc, *dprojecting;         // [D, B, padded P or H] gradients of the state after the step at hand
-    S *c_0;                           // [D, B, padded H] initial cell state, widened
-    const S** rows;                   // [D, B] row pointers for the products
-    RowList list;                     // all valid rows, in order of time
-    GradientScratch<S> scratch;       // of this thread
-    int64_t h_stride, c_stride;
-  };
+  using Workspace = BackwardWorkspace<S>;
+  using Cells = BackwardCells<S, Cell>;
 
   static CUSTOMLSTM_INLINE int64_t hidden_panels(const Geometry& g) { return ceil_div(g.hidden_size, kWidth); }
   static CUSTOMLSTM_INLINE int64_t output_panels(const Geometry& g) { return ceil_div(g.output_size, kWidth); }
@@ -107,17 +173,13 @@ struct Backward {
     }
   }
 
-  static CUSTOMLSTM_INLINE S* state_row(S* base, int64_t stride, const Geometry& g, const Job& job, int64_t i) {
-    return base + (job.direction * g.batch + job.first_row + i) * stride;
-  }
-
   static void load_state(const BackwardParams& p, const Workspace& w, const Job& job) {
     const Geometry& g = p.g;
     const Range rows = share(job.rows, job.rank, job.size);
     for (int64_t i = rows.begin; i < rows.end; ++i) {
       const int64_t at = job.direction * g.batch + job.columns[i];
-      S* dh = state_row(w.dh, w.h_stride, g, job, i);
-      S* dc = state_row(w.dc, w.c_stride, g, job, i);
+      S* dh = w.row(w.dh, w.h_stride, g, job, i);
+      S* dc = w.row(w.dc, w.c_stride, g, job, i);
       for (int64_t k = 0; k < w.h_stride; ++k) dh[k] = S(0);
       for (int64_t k = 0; k < w.c_stride; ++k) dc[k] = S(0);
       if (p.grad_h_n) widen(static_cast<const T*>(p.grad_h_n) + at * g.output_size, 1, dh, g.output_size);
@@ -131,11 +193,11 @@ struct Backward {
     for (int64_t i = rows.begin; i < rows.end; ++i) {
       const int64_t at = job.direction * g.batch + job.columns[i];
       if (p.grad_h_0) {
-        narrow(state_row(w.dh, w.h_stride, g, job, i), static_cast<T*>(p.grad_h_0) + at * g.output_size,
+        narrow(w.row(w.dh, w.h_stride, g, job, i), static_cast<T*>(p.grad_h_0) + at * g.output_size,
                g.output_size);
       }
       if (p.grad_c_0) {
-        narrow(state_row(w.dc, w.c_stride, g, job, i), static_cast<T*>(p.grad_c_0) + at * g.hidden_size,
+        narrow(w.row(w.dc, w.c_stride, g, job, i), static_cast<T*>(p.grad_c_0) + at * g.hidden_size,
                g.hidden_size);
       }
     }
@@ -153,17 +215,17 @@ struct Backward {
     for (int64_t step = job.steps - 1; step >= 0; --step) {
       const int64_t t = job.time(step);
       active = active_rows(g, job, t, active);
+      add_grad_output(p, w, job, t, active, outputs);
       if (g.projection) {
-        add_grad_output(p, w, job, t, active, outputs);
         job.barrier();
         unproject(p, w, job, t, active, units);
       }
       run_cells(p, w, job, t, active, units);
       job.barrier();
-      for (int64_t i = 0; i < active; ++i) w.rows[i] = gate_row(p, job, t, job.columns[i]);
+      for (int64_t i = 0; i < active; ++i) w.rows[i] = Cells::gate_row(p, job, t, job.columns[i]);
       for (int64_t n = outputs.begin; n < outputs.end; ++n) {
         multiply_rows(w.rows, active, w.w_hh[job.direction] + n * gate_rows(g) * kWidth, gate_rows(g),
-                      state_row(w.dh, w.h_stride, g, job, 0) + n * kWidth, w.h_stride, false);
+                      w.row(w.dh, w.h_stride, g, job, 0) + n * kWidth, w.h_stride, false);
       }
       if (g.resets) cut_state(p, w, job, t, active, units, outputs);
     }
@@ -172,30 +234,34 @@ struct Backward {
     job.barrier();
   }
 
-  static CUSTOMLSTM_INLINE S* gate_row(const BackwardParams& p, const Job& job, int64_t t, int64_t column) {
-    const Geometry& g = p.g;
-    return static_cast<S*>(p.grad_gates) +
-           ((g.step_row[t] + column) * g.directions + job.direction) * gate_rows(g);
-  }
   static CUSTOMLSTM_INLINE S* hidden_state_row(const BackwardParams& p, const Job& job, int64_t t, int64_t column) {
     const Geometry& g = p.g;
     return static_cast<S*>(p.grad_hidden_state) +
            ((g.step_row[t] + column) * g.directions + job.direction) * g.output_size;
   }
 
-  // With projection: gradient of h_t = that through the next step + that of the output.
+  // The gradient of the output where the cells can read it themselves.
+  static CUSTOMLSTM_INLINE const S* direct_grad_output(const BackwardParams& p) {
+    return sizeof(T) == sizeof(S) ? static_cast<const S*>(p.grad_output) : nullptr;
+  }
+
+  // Gradient of h_t = that through the next step + that of the output. Without projection and conversion the cells
+  // add the two; with projection the sum is kept, for the gradient of W_hr.
   static void add_grad_output(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t, int64_t active,
                               Range outputs) {
     const Geometry& g = p.g;
+    if (!g.projection && (direct_grad_output(p) || !p.grad_output)) return;
     const int64_t begin = outputs.begin * kWidth, end = min64(outputs.end * kWidth, g.output_size);
     for (int64_t i = 0; i < active; ++i) {
       const int64_t row = g.step_row[t] + job.columns[i];
-      const S* dh = state_row(w.dh, w.h_stride, g, job, i);
-      const T* dy = p.grad_output ? static_cast<const T*>(p.grad_output) +
-                                        (row * g.directions + job.direction) * g.output_size
-                                  : nullptr;
-      S* to = hidden_state_row(p, job, t, job.columns[i]);
-      for (int64_t k = begin; k < end; ++k) to[k] = dy ? dh[k] + S(to_float(dy[k])) : dh[k];
+      S* dh = w.row(w.dh, w.h_stride, g, job, i);
+      S* to = g.projection ? hidden_state_row(p, job, t, job.columns[i]) : dh;
+      if (p.grad_output) {
+        const T* dy = static_cast<const T*>(p.grad_output) + (row * g.directions + job.direction) * g.output_size;
+        for (int64_t k = begin; k < end; ++k) to[k] = dh[k] + S(to_float(dy[k]));
+      } else {
+        for (int64_t k = begin; k < end; ++k) to[k] = dh[k];
+      }
     }
   }
 
@@ -205,7 +271,7 @@ struct Backward {
     for (int64_t i = 0; i < active; ++i) w.rows[i] = hidden_state_row(p, job, t, job.columns[i]);
     for (int64_t n = units.begin; n < units.end; ++n) {
       multiply_rows(w.rows, active, w.w_hr[job.direction] + n * g.output_size * kWidth, g.output_size,
-                    state_row(w.dprojecting, w.c_stride, g, job, 0) + n * kWidth, w.c_stride, false);
+                    w.row(w.dprojecting, w.c_stride, g, job, 0) + n * kWidth, w.c_stride, false);
     }
   }
 
@@ -216,60 +282,11 @@ struct Backward {
       for (int64_t unit = units.begin * kWidth; unit < end; unit += kLanes) {
         const int lanes = int(min64(kLanes, end - unit));
         if (active - i >= kCellRows) {
-          cell_rows<kCellRows>(p, w, job, t, i, unit, lanes);
+          Cells::template cell_rows<kCellRows>(p, w, job, t, i, unit, lanes, direct_grad_output(p));
         } else {
-          cell_rows<1>(p, w, job, t, i, unit, lanes);
+          Cells::template cell_rows<1>(p, w, job, t, i, unit, lanes, direct_grad_output(p));
         }
       }
-    }
-  }
-
-  // The cell state that entered step t of a column, or null for zero.
-  static CUSTOMLSTM_INLINE const S* previous_c(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t,
-                                               int64_t column) {
-    const Geometry& g = p.g;
-    if (is_cut(g, job.direction, t, column)) return nullptr;
-    if (is_first(g, job.direction, t, column)) {
-      return p.c_0 ? w.c_0 + (job.direction * g.batch + column) * w.c_stride : nullptr;
-    }
-    const int64_t from = job.direction == 0 ? t - 1 : t + 1;
-    return static_cast<const S*>(p.c_all) +
-           ((g.step_row[from] + column) * g.directions + job.direction) * g.hidden_size;
-  }
-
-  template <int R>
-  static CUSTOMLSTM_NOINLINE void cell_rows(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t,
-                                            int64_t i, int64_t unit, int lanes) {
-    const Geometry& g = p.g;
-    Pack<S, R> saved[Cell::kSaved], c_prev, c, dh, dc, da[Cell::kGates];
-    for (int r = 0; r < R; ++r) {
-      const int64_t column = job.columns[i + r];
-      const int64_t at = (g.step_row[t] + column) * g.directions + job.direction;
-      const S* gates = static_cast<const S*>(p.gates) + at * Cell::kSaved * g.hidden_size + unit;
-      for (int k = 0; k < Cell::kSaved; ++k) saved[k].row[r] = load_as<S>(gates + k * g.hidden_size, lanes);
-      c.row[r] = load_as<S>(static_cast<const S*>(p.c_all) + at * g.hidden_size + unit, lanes);
-      const S* previous = previous_c(p, w, job, t, column);
-      c_prev.row[r] = previous ? load_as<S>(previous + unit, lanes) : Vec<S>::broadcast(S(0));
-      if (g.projection) {
-        dh.row[r] = Vec<S>::load(state_row(w.dprojecting, w.c_stride, g, job, i + r) + unit);
-      } else {
-        dh.row[r] = Vec<S>::load(state_row(w.dh, w.h_stride, g, job, i + r) + unit);
-        if (p.grad_output) {
-          const T* dy = static_cast<const T*>(p.grad_output) + at * g.output_size + unit;
-          dh.row[r] = dh.row[r] + load_as<S>(dy, lanes);
-        }
-      }
-      dc.row[r] = Vec<S>::load(state_row(w.dc, w.c_stride, g, job, i + r) + unit);
-      if (p.grad_c_all) {
-        const S* d = static_cast<const S*>(p.grad_c_all) + at * g.hidden_size + unit;
-        dc.row[r] = dc.row[r] + load_as<S>(d, lanes);
-      }
-    }
-    Cell::backward(*static_cast<const CellParams<S>*>(p.cell_params), saved, c_prev, c, dh, dc, da);
-    for (int r = 0; r < R; ++r) {
-      dc.row[r].store(state_row(w.dc, w.c_stride, g, job, i + r) + unit);
-      S* to = gate_row(p, job, t, job.columns[i + r]) + unit;
-      for (int k = 0; k < Cell::kGates; ++k) store_as(da[k].row[r], to + k * g.hidden_size, lanes);
     }
   }
 
@@ -279,8 +296,8 @@ struct Backward {
     const Geometry& g = p.g;
     for (int64_t i = 0; i < active; ++i) {
       if (!is_cut(g, job.direction, t, job.columns[i])) continue;
-      S* dh = state_row(w.dh, w.h_stride, g, job, i);
-      S* dc = state_row(w.dc, w.c_stride, g, job, i);
+      S* dh = w.row(w.dh, w.h_stride, g, job, i);
+      S* dc = w.row(w.dc, w.c_stride, g, job, i);
       for (int64_t k = outputs.begin * kWidth; k < outputs.end * kWidth; ++k) dh[k] = S(0);
       for (int64_t k = units.begin * kWidth; k < units.end * kWidth; ++k) dc[k] = S(0);
     }

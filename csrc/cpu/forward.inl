@@ -1,6 +1,103 @@
 // One layer forward: input projection in chunks of steps that stay in cache, then for every step one product with
 // the recurrent weights, whose accumulators go through the cell while they are still in registers.
 
+template <class S>
+struct ForwardWorkspace {
+  S *w_ih[2], *w_hh[2], *w_hr[2], *bias[2];   // packed: panel by panel
+  S* h[2];                                    // [D, B, padded P] the state before and after a step, in turn
+  S* c;                                       // [D, B, padded H]
+  S* projecting;                              // [D, B, padded H] h before the projection
+  S *x, *gates_x;                             // of this thread: [chunk, L] and [unit blocks, chunk, 4 * lanes]
+  int64_t h_stride, c_stride;
+
+  CUSTOMLSTM_INLINE S* h_row(const Geometry& g, const Job& job, int64_t parity, int64_t i) const {
+    return h[parity] + (job.direction * g.batch + job.first_row + i) * h_stride;
+  }
+  CUSTOMLSTM_INLINE S* c_row(const Geometry& g, const Job& job, int64_t i) const {
+    return c + (job.direction * g.batch + job.first_row + i) * c_stride;
+  }
+  CUSTOMLSTM_INLINE S* projecting_row(const Geometry& g, const Job& job, int64_t i) const {
+    return projecting + (job.direction * g.batch + job.first_row + i) * c_stride;
+  }
+};
+
+// The register tiles. They know the accumulation type S only, so that float32 and the two 16-bit types share them
+// (they are nearly all of the code and of the time to compile it); `output` is null where it needs a conversion.
+template <class S, class Cell>
+struct ForwardTiles {
+  static constexpr int kLanes = Vec<S>::kLanes;
+  static constexpr int64_t kWidth = kPanelVectors * kLanes;
+  using Workspace = ForwardWorkspace<S>;
+
+  template <int R>
+  static CUSTOMLSTM_NOINLINE void project_tile(const S* x, int64_t depth, const S* panel, const S* bias, S* out) {
+    Tile<S, R> tile;
+    const S* rows[R];
+    for (int r = 0; r < R; ++r) rows[r] = x + r * depth;
+    tile.load(bias, 0);
+    tile.multiply(rows, panel, depth);
+    tile.store(out, kWidth);
+  }
+
+  // Rows i .. i + R - 1, units unit .. unit + kLanes - 1: recurrent product, cell, new state, saved values.
+  template <int R>
+  static CUSTOMLSTM_NOINLINE void cell_tile(const ForwardParams& p, const Workspace& w, const Job& job, int64_t t,
+                                            int64_t parity, int64_t unit, int64_t i, const S* panel, const S* gates_x,
+                                            S* output) {
+    const Geometry& g = p.g;
+    Tile<S, R> tile;
+    const S* rows[R];
+    for (int r = 0; r < R; ++r) rows[r] = w.h_row(g, job, parity, i + r);
+    tile.load(gates_x, kWidth);
+    tile.multiply(rows, panel, g.output_size);
+
+    Pack<S, R> a[Cell::kGates], c, h, saved[Cell::kSaved];
+    for (int k = 0; k < Cell::kGates; ++k)
+      for (int r = 0; r < R; ++r) a[k].row[r] = tile.acc[r][k];
+    for (int r = 0; r < R; ++r) c.row[r] = Vec<S>::load(w.c_row(g, job, i + r) + unit);
+    Cell::forward(*static_cast<const CellParams<S>*>(p.cell_params), a, c, h, saved);
+
+    const int lanes = int(min64(kLanes, g.hidden_size - unit));
+    for (int r = 0; r < R; ++r) {
+      const int64_t row = g.step_row[t] + job.columns[i + r];
+      c.row[r].store(w.c_row(g, job, i + r) + unit);
+      if (g.projection) {
+        h.row[r].store(w.projecting_row(g, job, i + r) + unit);
+      } else {
+        h.row[r].store(w.h_row(g, job, 1 - parity, i + r) + unit);
+        if (output) store_as(h.row[r], output + (row * g.directions + job.direction) * g.output_size + unit, lanes);
+      }
+      const int64_t at = (row * g.directions + job.direction) * g.hidden_size + unit;
+      if (p.c_all) store_as(c.row[r], static_cast<S*>(p.c_all) + at, lanes);
+      if (p.hidden) store_as(h.row[r], static_cast<S*>(p.hidden) + at, lanes);
+      if (p.gates) {
+        S* to = static_cast<S*>(p.gates) + (row * g.directions + job.direction) * Cell::kSaved * g.hidden_size + unit;
+        for (int k = 0; k < Cell::kSaved; ++k) store_as(saved[k].row[r], to + k * g.hidden_size, lanes);
+      }
+    }
+  }
+
+  // h_t = W_hr h: rows i .. i + R - 1, columns first .. of the hidden state.
+  template <int R>
+  static CUSTOMLSTM_NOINLINE void projection_tile(const ForwardParams& p, const Workspace& w, const Job& job, int64_t t,
+                                                  int64_t parity, int64_t first, int64_t i, S* output) {
+    const Geometry& g = p.g;
+    Tile<S, R> tile;
+    const S* rows[R];
+    for (int r = 0; r < R; ++r) rows[r] = w.projecting_row(g, job, i + r);
+    tile.zero();
+    tile.multiply(rows, w.w_hr[job.direction] + first * g.hidden_size, g.hidden_size);
+    for (int r = 0; r < R; ++r) {
+      S* h = w.h_row(g, job, 1 - parity, i + r) + first;
+      for (int v = 0; v < kPanelVectors; ++v) tile.acc[r][v].store(h + v * kLanes);
+      if (!output) continue;
+      const int64_t row = g.step_row[t] + job.columns[i + r];
+      narrow(h, output + (row * g.directions + job.direction) * g.output_size + first,
+             min64(kWidth, g.output_size - first));
+    }
+  }
+};
+
 template <class T, class Cell>
 struct Forward {
   using S = typename AccumulationOf<T>::Type;
@@ -10,14 +107,8 @@ struct Forward {
   // Short steps are taken several at a time, until there are kChunkRows; a long one in blocks of kBlockRows.
   static constexpr int64_t kChunkRows = 48, kBlockRows = 96;
 
-  struct Workspace {
-    S *w_ih[2], *w_hh[2], *w_hr[2], *bias[2];   // packed: panel by panel
-    S* h[2];                                    // [D, B, padded P] the state before and after a step, in turn
-    S* c;                                       // [D, B, padded H]
-    S* projecting;                              // [D, B, padded H] h before the projection
-    S *x, *gates_x;                             // of this thread: [chunk, L] and [unit blocks, chunk, 4 * lanes]
-    int64_t h_stride, c_stride;
-  };
+  using Workspace = ForwardWorkspace<S>;
+  using Tiles = ForwardTiles<S, Cell>;
 
   static CUSTOMLSTM_INLINE int64_t unit_blocks(const Geometry& g) { return ceil_div(g.hidden_size, kLanes); }
   static CUSTOMLSTM_INLINE int64_t output_panels(const Geometry& g) { return ceil_div(g.output_size, kWidth); }
@@ -102,14 +193,9 @@ struct Forward {
     }
   }
 
-  static CUSTOMLSTM_INLINE S* h_row(const Workspace& w, const Geometry& g, const Job& job, int64_t parity, int64_t i) {
-    return w.h[parity] + (job.direction * g.batch + job.first_row + i) * w.h_stride;
-  }
-  static CUSTOMLSTM_INLINE S* c_row(const Workspace& w, const Geometry& g, const Job& job, int64_t i) {
-    return w.c + (job.direction * g.batch + job.first_row + i) * w.c_stride;
-  }
-  static CUSTOMLSTM_INLINE S* projecting_row(const Workspace& w, const Geometry& g, const Job& job, int64_t i) {
-    return w.projecting + (job.direction * g.batch + job.first_row + i) * w.c_stride;
+  // The output where the tiles can write it themselves.
+  static CUSTOMLSTM_INLINE S* direct_output(const ForwardParams& p) {
+    return sizeof(T) == sizeof(S) ? static_cast<S*>(p.output) : nullptr;
   }
 
   static void load_state(const ForwardParams& p, const Workspace& w, const Job& job) {
@@ -117,8 +203,8 @@ struct Forward {
     const Range rows = share(job.rows, job.rank, job.size);
     for (int64_t i = rows.begin; i < rows.end; ++i) {
       const int64_t at = job.direction * g.batch + job.columns[i];
-      S* h = h_row(w, g, job, 0, i);
-      S* c = c_row(w, g, job, i);
+      S* h = w.h_row(g, job, 0, i);
+      S* c = w.c_row(g, job, i);
       for (int64_t k = 0; k < w.h_stride; ++k) h[k] = S(0);
       for (int64_t k = 0; k < w.c_stride; ++k) c[k] = S(0);
       if (p.h_0) {
@@ -126,7 +212,7 @@ struct Forward {
         widen(static_cast<const T*>(p.c_0) + at * g.hidden_size, 1, c, g.hidden_size);
       }
       // A reverse sequence joins late and a finished one is left alone, so both copies hold the state from the start.
-      __builtin_memcpy(h_row(w, g, job, 1, i), h, size_t(w.h_stride) * sizeof(S));
+      __builtin_memcpy(w.h_row(g, job, 1, i), h, size_t(w.h_stride) * sizeof(S));
     }
   }
 
@@ -137,8 +223,8 @@ struct Forward {
       const int64_t column = job.columns[i], at = job.direction * g.batch + column;
       // A forward sequence stopped after its own last step; a reverse one joined late and ran to the last.
       const int64_t last = job.direction == 0 ? g.lengths[column] : job.steps;
-      narrow(h_row(w, g, job, last & 1, i), static_cast<T*>(p.h_n) + at * g.output_size, g.output_size);
-      narrow(c_row(w, g, job, i), static_cast<T*>(p.c_n) + at * g.hidden_size, g.hidden_size);
+      narrow(w.h_row(g, job, last & 1, i), static_cast<T*>(p.h_n) + at * g.output_size, g.output_size);
+      narrow(w.c_row(g, job, i), static_cast<T*>(p.c_n) + at * g.hidden_size, g.hidden_size);
     }
   }
 
@@ -201,21 +287,11 @@ struct Forward {
       const S* bias = w.bias[job.direction] + u * kWidth;
       S* out = w.gates_x + u * rows * kWidth;
       for (int64_t i = 0; i < rows; i += kTileRows) {
-#define CUSTOMLSTM_CALL(R) project_tile<R>(w.x + i * g.input_size, g.input_size, panel, bias, out + i * kWidth)
+#define CUSTOMLSTM_CALL(R) Tiles::template project_tile<R>(w.x + i * g.input_size, g.input_size, panel, bias, out + i * kWidth)
         CUSTOMLSTM_WITH_ROWS(min64(kTileRows, rows - i), CUSTOMLSTM_CALL)
 #undef CUSTOMLSTM_CALL
       }
     }
-  }
-
-  template <int R>
-  static CUSTOMLSTM_NOINLINE void project_tile(const S* x, int64_t depth, const S* panel, const S* bias, S* out) {
-    Tile<S, R> tile;
-    const S* rows[R];
-    for (int r = 0; r < R; ++r) rows[r] = x + r * depth;
-    tile.load(bias, 0);
-    tile.multiply(rows, panel, depth);
-    tile.store(out, kWidth);
   }
 
   // Sequences whose edge into this step is cut start it from zero.
@@ -225,8 +301,8 @@ struct Forward {
     const Range rows = share(active, job.rank, job.size);
     for (int64_t i = rows.begin; i < rows.end; ++i) {
       if (!is_cut(g, job.direction, job.time(step), job.columns[i])) continue;
-      S* h = h_row(w, g, job, step & 1, i);
-      S* c = c_row(w, g, job, i);
+      S* h = w.h_row(g, job, step & 1, i);
+      S* c = w.c_row(g, job, i);
       for (int64_t k = 0; k < g.output_size; ++k) h[k] = S(0);
       for (int64_t k = 0; k < g.hidden_size; ++k) c[k] = S(0);
     }
@@ -242,7 +318,8 @@ struct Forward {
       const S* panel = w.w_hh[job.direction] + u * g.output_size * kWidth;
       const S* from = gates_x + u * chunk * kWidth;
       for (int64_t i = 0; i < count; i += kTileRows) {
-#define CUSTOMLSTM_CALL(R) cell_tile<R>(p, w, job, t, parity, u * kLanes, i0 + i, panel, from + i * kWidth)
+#define CUSTOMLSTM_CALL(R) \
+  Tiles::template cell_tile<R>(p, w, job, t, parity, u * kLanes, i0 + i, panel, from + i * kWidth, direct_output(p))
         CUSTOMLSTM_WITH_ROWS(min64(kTileRows, count - i), CUSTOMLSTM_CALL)
 #undef CUSTOMLSTM_CALL
       }
@@ -257,69 +334,22 @@ struct Forward {
       const Range panels = share(output_panels(g), job.rank, job.size);
       for (int64_t n = panels.begin; n < panels.end; ++n) {
         for (int64_t i = 0; i < active; i += kTileRows) {
-#define CUSTOMLSTM_CALL(R) projection_tile<R>(p, w, job, t, parity, n * kWidth, i)
+#define CUSTOMLSTM_CALL(R) \
+  Tiles::template projection_tile<R>(p, w, job, t, parity, n * kWidth, i, direct_output(p))
           CUSTOMLSTM_WITH_ROWS(min64(kTileRows, active - i), CUSTOMLSTM_CALL)
 #undef CUSTOMLSTM_CALL
         }
       }
     }
     job.barrier();
-  }
-
-  // Rows i .. i + R - 1, units unit .. unit + kLanes - 1: recurrent product, cell, new state, saved values.
-  template <int R>
-  static CUSTOMLSTM_NOINLINE void cell_tile(const ForwardParams& p, const Workspace& w, const Job& job, int64_t t,
-                                            int64_t parity, int64_t unit, int64_t i, const S* panel, const S* gates_x) {
-    const Geometry& g = p.g;
-    Tile<S, R> tile;
-    const S* rows[R];
-    for (int r = 0; r < R; ++r) rows[r] = h_row(w, g, job, parity, i + r);
-    tile.load(gates_x, kWidth);
-    tile.multiply(rows, panel, g.output_size);
-
-    Pack<S, R> a[Cell::kGates], c, h, saved[Cell::kSaved];
-    for (int k = 0; k < Cell::kGates; ++k)
-      for (int r = 0; r < R; ++r) a[k].row[r] = tile.acc[r][k];
-    for (int r = 0; r < R; ++r) c.row[r] = Vec<S>::load(c_row(w, g, job, i + r) + unit);
-    Cell::forward(*static_cast<const CellParams<S>*>(p.cell_params), a, c, h, saved);
-
-    const int lanes = int(min64(kLanes, g.hidden_size - unit));
-    for (int r = 0; r < R; ++r) {
-      const int64_t row = g.step_row[t] + job.columns[i + r];
-      c.row[r].store(c_row(w, g, job, i + r) + unit);
-      if (g.projection) {
-        h.row[r].store(projecting_row(w, g, job, i + r) + unit);
-      } else {
-        h.row[r].store(h_row(w, g, job, 1 - parity, i + r) + unit);
-        store_as(h.row[r], static_cast<T*>(p.output) + (row * g.directions + job.direction) * g.output_size + unit,
-                 lanes);
-      }
-      const int64_t at = (row * g.directions + job.direction) * g.hidden_size + unit;
-      if (p.c_all) store_as(c.row[r], static_cast<S*>(p.c_all) + at, lanes);
-      if (p.hidden) store_as(h.row[r], static_cast<S*>(p.hidden) + at, lanes);
-      if (p.gates) {
-        S* to = static_cast<S*>(p.gates) + (row * g.directions + job.direction) * Cell::kSaved * g.hidden_size + unit;
-        for (int k = 0; k < Cell::kSaved; ++k) store_as(saved[k].row[r], to + k * g.hidden_size, lanes);
-      }
+    if (direct_output(p)) return;
+    // Between this barrier and the next, the cells write the other copy of the state, so this one can be read.
+    const Range rows = share(active, job.rank, job.size);
+    for (int64_t i = rows.begin; i < rows.end; ++i) {
+      const int64_t row = g.step_row[t] + job.columns[i];
+      narrow(w.h_row(g, job, 1 - parity, i),
+             static_cast<T*>(p.output) + (row * g.directions + job.direction) * g.output_size, g.output_size);
     }
-  }
-
-  // h_t = W_hr h: rows i .. i + R - 1, columns first .. of the hidden state.
-  template <int R>
-  static CUSTOMLSTM_NOINLINE void projection_tile(const ForwardParams& p, const Workspace& w, const Job& job, int64_t t,
-                                                  int64_t parity, int64_t first, int64_t i) {
-    const Geometry& g = p.g;
-    Tile<S, R> tile;
-    const S* rows[R];
-    for (int r = 0; r < R; ++r) rows[r] = projecting_row(w, g, job, i + r);
-    tile.zero();
-    tile.multiply(rows, w.w_hr[job.direction] + first * g.hidden_size, g.hidden_size);
-    for (int r = 0; r < R; ++r) {
-      S* h = h_row(w, g, job, 1 - parity, i + r) + first;
-      for (int v = 0; v < kPanelVectors; ++v) tile.acc[r][v].store(h + v * kLanes);
-      const int64_t row = g.step_row[t] + job.columns[i + r];
-      narrow(h, static_cast<T*>(p.output) + (row * g.directions + job.direction) * g.output_size + first,
-             min64(kWidth, g.output_size - first));
-    }
+    if (g.resets) job.barrier();   // the next step's cut_state does write it
   }
 };

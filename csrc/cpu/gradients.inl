@@ -42,6 +42,40 @@ struct GradientScratch {
   }
 };
 
+// R rows of a weight gradient times one panel of columns; a panel that sticks out is read and written in part.
+template <class S>
+CUSTOMLSTM_INLINE Vec<S> load_part(const S* row, int64_t at, int64_t count) {
+  if (at >= count) return Vec<S>::broadcast(S(0));
+  return load_as<S>(row + at, int(min64(Vec<S>::kLanes, count - at)));
+}
+
+template <class S, int R>
+CUSTOMLSTM_NOINLINE void outer_tile(const S* factors, const S* panel, int64_t depth, S* to, int64_t stride,
+                                           int64_t count, bool accumulate) {
+  constexpr int kLanes = Vec<S>::kLanes;
+  constexpr int64_t kWidth = kPanelVectors * kLanes;
+  Tile<S, R> tile;
+  if (!accumulate) {
+    tile.zero();
+  } else if (count == kWidth) {
+    tile.load(to, stride);
+  } else {
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < kPanelVectors; ++v)
+        tile.acc[r][v] = load_part(to + r * stride, v * kLanes, count);
+  }
+  tile.multiply_packed(factors, panel, depth);
+  if (count == kWidth) {
+    tile.store(to, stride);
+    return;
+  }
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < kPanelVectors; ++v)
+      if (v * kLanes < count) {
+        store_as(tile.acc[r][v], to + r * stride + v * kLanes, int(min64(kLanes, count - v * kLanes)));
+      }
+}
+
 template <class T, class Cell>
 struct Gradients {
   using S = typename AccumulationOf<T>::Type;
@@ -176,40 +210,10 @@ struct Gradients {
       for (int64_t m = begin; m < end; m += kTileRows) {
         const S* factors = scratch.factors + (m - begin) * kWeightDepth;
         S* to = grad + m * columns + n;
-#define CUSTOMLSTM_CALL(R) outer_tile<R>(factors, scratch.panel, depth, to, columns, min64(kWidth, columns - n), first > 0)
+#define CUSTOMLSTM_CALL(R) outer_tile<S, R>(factors, scratch.panel, depth, to, columns, min64(kWidth, columns - n), first > 0)
         CUSTOMLSTM_WITH_ROWS(min64(kTileRows, end - m), CUSTOMLSTM_CALL)
 #undef CUSTOMLSTM_CALL
       }
     }
-  }
-
-  template <int R>
-  static CUSTOMLSTM_NOINLINE void outer_tile(const S* factors, const S* panel, int64_t depth, S* to, int64_t stride,
-                                             int64_t count, bool accumulate) {
-    Tile<S, R> tile;
-    if (!accumulate) {
-      tile.zero();
-    } else if (count == kWidth) {
-      tile.load(to, stride);
-    } else {
-      for (int r = 0; r < R; ++r)
-        for (int v = 0; v < kPanelVectors; ++v)
-          tile.acc[r][v] = load_part(to + r * stride, v * kLanes, count);
-    }
-    tile.multiply_packed(factors, panel, depth);
-    if (count == kWidth) {
-      tile.store(to, stride);
-      return;
-    }
-    for (int r = 0; r < R; ++r)
-      for (int v = 0; v < kPanelVectors; ++v)
-        if (v * kLanes < count) {
-          store_as(tile.acc[r][v], to + r * stride + v * kLanes, int(min64(kLanes, count - v * kLanes)));
-        }
-  }
-
-  static CUSTOMLSTM_INLINE Vec<S> load_part(const S* row, int64_t at, int64_t count) {
-    if (at >= count) return Vec<S>::broadcast(S(0));
-    return load_as<S>(row + at, int(min64(kLanes, count - at)));
   }
 };
