@@ -1,0 +1,127 @@
+"""``python -m customlstm``: what is installed and built, what this machine can run, and why not the rest."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from . import __version__, _binary
+
+# What the kernels use or could use, as /proc/cpuinfo spells it.
+_CPU_FEATURES = "avx2 fma f16c avx512f avx512bw avx512_bf16 avx512_fp16 amx_bf16 asimd sve".split()
+
+Line = tuple[str, str]
+
+
+def report() -> str:
+    """The whole report, ready to print; it ends without a newline."""
+    status = _binary.status()
+    sections = [
+        (f"customlstm {__version__}", _machine()),
+        (f"Compiled library: {'loaded' if status.loaded else 'NOT LOADED'}", _library(status)),
+        ("CPU", _cpu(status)),
+        ("CUDA", _cuda(status)),
+    ]
+    text = []
+    for title, lines in sections:
+        text += [title, *(f"  {name:<13}{value}".rstrip() for name, value in lines), ""]
+    return "\n".join(text).rstrip()
+
+
+def _machine() -> Iterator[Line]:
+    yield "package", str(Path(__file__).resolve().parent)
+    yield "python", f"{platform.python_version()} ({sys.executable})"
+    yield "torch", str(torch.__version__)
+    yield "platform", platform.platform()
+
+
+def _library(status: _binary.Status) -> Iterator[Line]:
+    yield "file", str(status.path)
+    if not status.loaded:
+        yield "why", status.reason
+        yield "so", "every LSTM computes on the reference, plain PyTorch: the same results, many times slower"
+        yield "to mend it", status.remedy
+    if status.build:
+        build = status.build
+        yield "built from", f"customlstm {build.get('version')}, interface {build.get('interface')}"
+        yield "built with", f"torch {build.get('torch')}; {build.get('compiler')}"
+        yield "flags", str(build.get("flags"))
+
+
+def _cpu(status: _binary.Status) -> Iterator[Line]:
+    yield "processor", _processor()
+    yield "capability", f"{torch.backends.cpu.get_cpu_capability()}, as torch sees it"
+    yield "features", _features()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield "threads", f"{torch.get_num_threads()} (torch.get_num_threads()) on {cores} usable cores"
+    if not status.loaded:
+        yield "kernels", "none: the compiled library is not loaded"
+        return
+    built = " ".join(status.build.get("cpu", []))
+    try:
+        yield "kernels", f"{torch.ops.customlstm.cpu_isa()} in use, of: {built}"
+    except (AttributeError, RuntimeError) as error:  # an unknown CUSTOMLSTM_CPU_ISA, or one this CPU has not
+        yield "kernels", f"none of: {built}"
+        yield "why", str(error).strip().partition("\n")[0]
+        yield "to mend it", "unset CUSTOMLSTM_CPU_ISA"
+
+
+def _cuda(status: _binary.Status) -> Iterator[Line]:
+    if torch.version.cuda is None:
+        yield "GPU", f"none that torch could use: torch {torch.__version__} was built without CUDA"
+    elif not torch.cuda.is_available():
+        yield "GPU", f"none: {_why_no_gpu()}"
+    else:
+        for device in range(torch.cuda.device_count()):
+            major, minor = torch.cuda.get_device_capability(device)
+            yield f"GPU {device}", f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
+    cuda = status.build.get("cuda")
+    if not status.loaded:
+        yield "kernels", "none: the compiled library is not loaded"
+    elif cuda is None:
+        yield "kernels", f"none: {status.build.get('why_no_cuda') or 'the library was built without them'}"
+    else:
+        archs = cuda.get("archs") or "torch's default architectures"
+        yield "kernels", f"built with CUDA {cuda.get('toolkit')} for {archs}"
+
+
+def _why_no_gpu() -> str:
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).strip().partition("\n")[0]
+    return "torch.cuda.is_available() is False"
+
+
+def _cpuinfo(*keys: str) -> str:
+    """The first of these entries in /proc/cpuinfo; empty where there is neither."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    for name, _, value in (line.partition(":") for line in lines):
+        if name.strip() in keys:
+            return value.strip()
+    return ""
+
+
+def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _features() -> str:
+    have = _cpuinfo("flags", "Features").split()
+    return " ".join(feature for feature in _CPU_FEATURES if feature in have) or "not known"
+
+
+def main() -> None:
+    print(report())
+
+
+if __name__ == "__main__":
+    main()

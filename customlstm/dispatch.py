@@ -1,0 +1,232 @@
+"""Which implementation runs: the fused operator, or the reference, and why.
+
+One predicate, :func:`why_not_fused`, serves the silent choice of ``backend="auto"``, the refusal of
+``backend="fused"``, the warning and :func:`customlstm.explain`.
+"""
+
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from torch import _C, Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+
+from . import _binary, ops
+from .signatures import FAMILIES
+
+BACKENDS = ("auto", "fused", "reference")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+_PLAIN = {Tensor, torch.nn.Parameter}
+_TRACED = (FakeTensor, FunctionalTensor)
+_override: ContextVar[str | None] = ContextVar("customlstm_backend", default=None)
+# The contexts open now, in every thread. Compiled graphs are guarded by it, so that one made inside a context
+# is not used outside, and it spares every other call the look at the context variable.
+_open: tuple[str, ...] = ()
+_lock = threading.Lock()
+_warned: set[str] = set()
+_compiled_reasons: dict[tuple[str, torch.dtype, str], str | None] = {}
+
+
+class FallbackWarning(UserWarning):
+    """``backend="auto"`` runs the reference; given once per process and reason."""
+
+
+class Kernels(NamedTuple):
+    """One way to run a layer (``layer``) and a step (``step``); both are called with the operators'
+    arguments."""
+
+    layer: Callable[..., tuple[Tensor, ...]]
+    step: Callable[..., tuple[Tensor, ...]]
+    backend: str
+
+
+def check_backend(backend: str) -> str:
+    """``backend``, if it is one.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+    return backend
+
+
+@contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Within this context every module runs on ``backend``, whatever its own says.
+
+    The choice belongs to the current thread or task (it is a context variable), and holds for what is run or
+    traced inside; a graph compiled or scripted before keeps its own.
+
+    Raises:
+        ValueError: ``backend`` is not "auto", "fused" or "reference".
+    """
+    global _open
+    token = _override.set(check_backend(backend))
+    with _lock:
+        _open = (*_open, backend)
+    try:
+        yield
+    finally:
+        _override.reset(token)
+        with _lock:
+            last = len(_open) - 1 - _open[::-1].index(backend)
+            _open = _open[:last] + _open[last + 1 :]
+
+
+@torch.compiler.assume_constant_result
+def _overriding() -> str | None:
+    return _override.get()
+
+
+def effective_backend(backend: str) -> str:
+    """The backend that :func:`use_backend` asks for, else ``backend``."""
+    return (_overriding() or backend) if _open else backend
+
+
+def why_not_fused(
+    device: torch.device, dtype: torch.dtype, cell: str = "lstm", tensors: Sequence[Tensor] = ()
+) -> str | None:
+    """Why no fused kernel can run on ``tensors`` of this device and dtype; None if one can.
+
+    Args:
+        device: of the input.
+        dtype: of the input, as the kernel gets it (autocast applied).
+        cell: the registered name of the cell.
+        tensors: the tensors of the call; empty for a question about the device and dtype only.
+    """
+    reason = _why_not_compiled(device.type, dtype, cell)
+    if reason is None and tensors:
+        reason = _why_not_these(tensors)
+    return reason
+
+
+def _why_not_compiled(device_type: str, dtype: torch.dtype, cell: str) -> str | None:
+    # Not functools.cache: Dynamo looks through it and warns.
+    key = (device_type, dtype, cell)
+    if key not in _compiled_reasons:
+        _compiled_reasons[key] = _find_why_not_compiled(device_type, dtype, cell)
+    return _compiled_reasons[key]
+
+
+def _find_why_not_compiled(device_type: str, dtype: torch.dtype, cell: str) -> str | None:
+    status = _binary.status()
+    if not status.loaded:
+        return f"the compiled library is not loaded: {status.reason}"
+    if device_type == "meta":
+        return "tensors on the meta device have no data to compute with"
+    key = _C._dispatch_key_for_device(device_type)
+    if not _C._dispatch_has_kernel_for_dispatch_key("customlstm::lstm_layer", key):
+        return f"this build has no fused kernel for device '{device_type}'"
+    if dtype not in DTYPES:
+        return f"no fused kernel for {dtype}; there are kernels for {', '.join(map(str, DTYPES))}"
+    if cell != "lstm":
+        return f"no fused kernel for cell '{cell}'"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def _why_not_compiled_in_graph(device_type: str, dtype: torch.dtype, cell: str) -> str | None:
+    return _why_not_compiled(device_type, dtype, cell)
+
+
+def _why_not_these(tensors: Sequence[Tensor]) -> str | None:
+    if not _PLAIN.issuperset(map(type, tensors)):
+        name = next(type(t).__name__ for t in tensors if type(t) not in _PLAIN)
+        return f"the tensors are of the subclass {name}, whose operations a fused kernel would bypass"
+    if _C._functorch.peek_interpreter_stack() is not None:
+        return "a torch.func transform (vmap, grad, jvp) is active, and no fused kernel has rules for it"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "forward-mode differentiation is active, and the fused kernels have reverse mode only"
+    return None
+
+
+def choose(backend: str, cell: str, tensors: Sequence[Tensor]) -> Kernels:
+    """The kernels to call in eager mode and while tracing; ``tensors[0]`` is the input.
+
+    Raises:
+        RuntimeError: ``backend`` is "fused" and no fused kernel can run; the text gives the reason.
+    """
+    backend = effective_backend(backend)
+    input = tensors[0]
+    if torch.compiler.is_compiling():
+        # A graph never unrolls time: the dispatcher picks the operator's kernel when the graph runs.
+        if backend == "fused":
+            _refuse(_why_not_compiled_in_graph(input.device.type, input.dtype, cell))
+        return _REFERENCE_OPERATORS if backend == "reference" else _FUSED_OPERATORS
+    if backend != "reference":
+        reason = why_not_fused(input.device, input.dtype, cell, tensors)
+        if reason is None and not torch.jit.is_tracing():
+            return _FUSED
+        if is_traced(tensors):
+            return _FUSED_OPERATORS
+        if backend == "fused":
+            _refuse(reason)
+        _warn_once(reason)
+        return _REFERENCE
+    return _REFERENCE_OPERATORS if is_traced(tensors) else _REFERENCE
+
+
+def is_traced(tensors: Sequence[Tensor]) -> bool:
+    """Whether the call is recorded or has no data, so that it must stay one operator."""
+    return torch.jit.is_tracing() or any(t.is_meta or isinstance(t, _TRACED) for t in tensors)
+
+
+def _refuse(reason: str | None) -> None:
+    if reason is not None:
+        raise RuntimeError(
+            f"backend='fused' cannot run: {reason}. Use backend='auto' or 'reference' to run the reference"
+        )
+
+
+def _warn_once(reason: str) -> None:
+    if reason in _warned:
+        return
+    _warned.add(reason)
+    # Names the line that called the module, however many frames of this package and of torch.nn lie between.
+    frame, level = sys._getframe(), 1
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (
+        "customlstm",
+        "torch",
+    ):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(
+        f"customlstm runs its plain PyTorch reference, which is slow: {reason}", FallbackWarning, level
+    )
+
+
+def _differentiable(operator_name: str) -> Callable[..., tuple[Tensor, ...]]:
+    """The reference called as the operator is, but directly, so that autograd sees its operations."""
+    family = FAMILIES[operator_name]
+
+    def run(*args: Any) -> tuple[Tensor, ...]:
+        arguments, device_type = args[:-1], args[0].device.type
+        if device_type in ops.AUTOCAST_DEVICES and torch.is_autocast_enabled(device_type):
+            arguments = ops.cast_for_autocast(arguments, device_type)
+            with _C._ExcludeDispatchKeyGuard(ops.AUTOCAST_KEYS):
+                return family.specify(*arguments)
+        return family.specify(*arguments)
+
+    return run
+
+
+_FUSED_OPERATORS = Kernels(ops.lstm_layer, ops.lstm_cell, "fused")
+_FUSED = Kernels(ops.lstm_layer_eager, ops.lstm_cell_eager, "fused")
+_REFERENCE_OPERATORS = Kernels(ops.lstm_layer_reference, ops.lstm_cell_reference, "reference")
+_REFERENCE = Kernels(_differentiable("lstm_layer"), _differentiable("lstm_cell"), "reference")
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether a value check can read ``tensor``: not while tracing or under a ``torch.func`` transform."""
+    return not (
+        torch.compiler.is_compiling()
+        or _C._functorch.peek_interpreter_stack() is not None
+        or is_traced((tensor,))
+    )

@@ -1,0 +1,416 @@
+"""``LSTM`` and ``LSTMCell``: parameters, options and calling conventions of ``torch.nn``'s, with a cell of
+one's own."""
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import init
+from torch.nn.utils.rnn import PackedSequence
+
+from . import checks, functional
+from .cells import Cell, as_cell
+from .dispatch import check_backend
+
+States = tuple[Tensor, Tensor]
+
+
+class _Recurrent(nn.Module):
+    """What both modules share: the cell, the backend, the initialisation."""
+
+    def _set_options(self, cell: Cell | None, backend: str) -> None:
+        self.cell = cell  # the property
+        self.backend = check_backend(backend)
+
+    @property
+    def cell(self) -> Cell:
+        """The :class:`customlstm.Cell` of every layer; assign another one, or None for the standard cell."""
+        return self._cell
+
+    @cell.setter
+    def cell(self, cell: Cell | None) -> None:
+        self._cell = as_cell(cell)
+        # What the operators take; encoded once, not at every call. The text is for torch.compile, see
+        # _arguments.
+        self._cell_name, self._cell_args = self._cell.encode()
+        self._cell_text = " ".join(map(repr, self._cell_args))
+
+    def _arguments(self) -> list[float]:
+        """The operators' cell_args. A graph compiled by Dynamo gets them by way of a text: of a list it would
+        make one symbolic number and several guards a float."""
+        if not torch.jit.is_scripting():
+            if torch.compiler.is_compiling():
+                return _floats(self._cell_text)
+        return self._cell_args
+
+    def reset_parameters(self) -> None:
+        """Uniform in +-1/sqrt(hidden_size), drawn from torch's generator in the order of ``nn.LSTM``."""
+        bound = 1.0 / math.sqrt(self.hidden_size) if self.hidden_size > 0 else 0
+        for weight in self.parameters():
+            init.uniform_(weight, -bound, bound)
+
+    def _options_repr(self) -> str:
+        text = "" if self.cell.is_standard else f", cell={self.cell}"
+        return text if self.backend == "auto" else f"{text}, backend={self.backend!r}"
+
+
+class LSTM(_Recurrent):
+    r"""``torch.nn.LSTM`` whose cell can be changed, on a fused kernel.
+
+    Constructor, call, parameter names and shapes, initialisation and ``state_dict`` are those of
+    ``torch.nn.LSTM``.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device,
+            dtype: as in ``torch.nn.LSTM``.
+        cell: a :class:`customlstm.Cell`, or None for the cell of ``torch.nn.LSTM``.
+        backend: "auto" (fused where a fused kernel fits, else the reference, with one warning), "fused"
+            (raise where none fits) or "reference".
+
+    Call: ``output, (h_n, c_n) = lstm(input, hx=None, *, lengths=None, resets=None)``, with D directions,
+    state size P = proj_size or hidden_size, and K = num_layers * D:
+
+    * input: [T, B, input_size], [B, T, input_size] with ``batch_first``, [T, input_size], or a
+      ``PackedSequence``.
+    * hx: (h_0 [K, B, P], c_0 [K, B, hidden_size]), without B for unbatched input; None means zeros.
+    * lengths: integers [B], any device, any order, zeros allowed. Outputs beyond a length are 0, h_n and c_n
+      are each sequence's own last state, and the reverse direction starts at each sequence's own end.
+    * resets: bool [T, B] ([B, T] with ``batch_first``; for a ``PackedSequence`` in the order of its sequences
+      before sorting). Where True the state is zero before that step, and no gradient crosses. The edge
+      between steps t-1 and t is cut in both directions.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: what ``torch.nn.LSTM`` raises for the same mistake.
+    """
+
+    _flat_weights_names: list[str]
+    _all_weights: list[list[str]]
+
+    __constants__: ClassVar[list[str]] = [
+        "mode", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional",
+        "proj_size", "backend",
+    ]  # fmt: skip
+    __jit_unused_properties__: ClassVar[list[str]] = ["all_weights", "cell"]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        cell: Cell | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        checks.check_dropout(dropout, num_layers)
+        checks.check_type("bias", bias, bool)
+        checks.check_type("batch_first", batch_first, bool)
+        for name, value in [
+            ("input_size", input_size),
+            ("hidden_size", hidden_size),
+            ("num_layers", num_layers),
+        ]:
+            checks.check_type(name, value, int)
+            if value <= 0:
+                raise ValueError(f"{name} must be greater than zero, got {value}")
+        checks.check_proj_size(proj_size, hidden_size)
+        self.mode = "LSTM"
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bool(bidirectional)
+        self.proj_size = proj_size
+        self._set_options(cell, backend)
+
+        state = proj_size or hidden_size
+        self._flat_weights_names = []
+        self._all_weights = []
+        for layer in range(num_layers):
+            for suffix in ("", "_reverse") if bidirectional else ("",):
+                features = input_size if layer == 0 else state * (2 if bidirectional else 1)
+                shapes = _shapes(features, hidden_size, bias, proj_size)
+                names = [f"{name}_l{layer}{suffix}" for name in shapes]
+                for name, shape in zip(names, shapes.values(), strict=True):
+                    setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+                self._flat_weights_names += names
+                self._all_weights.append(names)
+        self.reset_parameters()
+
+    def forward(
+        self,
+        input: Any,
+        hx: States | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> tuple[Any, States]:
+        """Output of the top layer at every step, and the last states of every layer; see the class."""
+        if isinstance(input, PackedSequence):
+            output, h_n, c_n, _ = self._run_packed(input, hx, lengths, resets, False)
+        else:
+            checks.check_arguments(input, hx, lengths, resets)
+            output, h_n, c_n, _ = self._run(input, hx, lengths, resets, False)
+        return output, (h_n, c_n)
+
+    def states(
+        self,
+        input: Any,
+        hx: States | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> tuple[Any, Any]:
+        """Hidden and cell state of the top layer at every step; arguments as in a call of the module.
+
+        Returns:
+            h_all, equal to the output, and c_all, the same with D * hidden_size features; two
+            ``PackedSequence`` for a ``PackedSequence``. Both are differentiable.
+        """
+        if isinstance(input, PackedSequence):
+            h_all, _, _, c_all = self._run_packed(input, hx, lengths, resets, True)
+        else:
+            checks.check_arguments(input, hx, lengths, resets)
+            h_all, _, _, c_all = self._run(input, hx, lengths, resets, True)
+        return h_all, c_all
+
+    def _run(
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None,
+        lengths: Tensor | None,
+        resets: Tensor | None,
+        states: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Padded or unbatched input; compiled by TorchScript as it stands."""
+        return functional.lstm(
+            input,
+            hx,
+            self._weight_list(),
+            lengths,
+            resets,
+            self._cell_name,
+            self._arguments(),
+            self.bias,
+            self.bidirectional,
+            self.batch_first,
+            self._dropout(),
+            self.training,
+            states,
+            self.backend,
+        )
+
+    def _run_packed(
+        self,
+        input: PackedSequence,
+        hx: States | None,
+        lengths: Tensor | None,
+        resets: Tensor | None,
+        states: bool,
+    ) -> tuple[PackedSequence, Tensor, Tensor, Any]:
+        if lengths is not None:
+            raise ValueError(
+                "lengths cannot be given with a PackedSequence, which has its own; leave lengths out"
+            )
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        checks.check_arguments(data, hx, lengths, resets)
+        weights = self._weight_list()
+        batch = int(batch_sizes[0]) if sorted_indices is None else sorted_indices.size(0)
+        if hx is None:
+            rows = self.num_layers * (2 if self.bidirectional else 1)
+            h_0 = data.new_zeros(rows, batch, self.proj_size or self.hidden_size)
+            c_0 = data.new_zeros(rows, batch, self.hidden_size)
+        else:
+            h_0, c_0 = hx
+            checks.check_states(h_0, c_0, weights, batch, self.bias, self.bidirectional, False)
+            h_0, c_0 = _reorder(h_0, sorted_indices), _reorder(c_0, sorted_indices)
+        if resets is not None:
+            resets = checks.check_resets(
+                resets, batch_sizes.size(0), batch, data.device, True, self.batch_first
+            )
+            resets = _reorder(resets, sorted_indices)
+        output, h_n, c_n, c_all = functional.lstm_packed(
+            data,
+            batch_sizes,
+            h_0,
+            c_0,
+            weights,
+            resets,
+            self._cell_name,
+            self._arguments(),
+            self.bias,
+            self.bidirectional,
+            self._dropout(),
+            self.training,
+            states,
+            self.backend,
+        )
+        packed = [
+            PackedSequence(rows, batch_sizes, sorted_indices, unsorted_indices) if rows is not None else None
+            for rows in (output, c_all if states else None)
+        ]
+        return packed[0], _reorder(h_n, unsorted_indices), _reorder(c_n, unsorted_indices), packed[1]
+
+    def _dropout(self) -> float:
+        # Read only where it counts: a float attribute that Dynamo has seen costs it a second pass over the
+        # graph.
+        return self.dropout if self.training and self.num_layers > 1 else 0.0
+
+    def _weight_list(self) -> list[Tensor]:
+        """The weights in the order of the operators. Looked up at every call, so that whoever replaces a
+        parameter (``functional_call``, parametrisations, weight norm, data parallel replicas) is obeyed."""
+        try:
+            parameters = self._parameters
+            return [parameters[name] for name in self._flat_weights_names]  # nn.Module's getattr is slow
+        except KeyError:
+            return [getattr(self, name) for name in self._flat_weights_names]
+
+    @property
+    def all_weights(self) -> list[list[nn.Parameter]]:
+        """The parameters of every layer and direction, as in ``torch.nn.LSTM``."""
+        return [[getattr(self, name) for name in names] for names in self._all_weights]
+
+    def flatten_parameters(self) -> None:
+        """Does nothing; there for code written for ``torch.nn.LSTM``. The kernels take the weights where they
+        are."""
+
+    def extra_repr(self) -> str:
+        s = "{input_size}, {hidden_size}"
+        if self.proj_size != 0:
+            s += ", proj_size={proj_size}"
+        if self.num_layers != 1:
+            s += ", num_layers={num_layers}"
+        if self.bias is not True:
+            s += ", bias={bias}"
+        if self.batch_first is not False:
+            s += ", batch_first={batch_first}"
+        if self.dropout != 0:
+            s += ", dropout={dropout}"
+        if self.bidirectional is not False:
+            s += ", bidirectional={bidirectional}"
+        return s.format(**self.__dict__) + self._options_repr()
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        from .scripting import twin  # imports this module
+
+        return twin(self)
+
+
+_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")  # as the operators want them
+
+
+class LSTMCell(_Recurrent):
+    r"""``torch.nn.LSTMCell`` whose cell can be changed: one step, for loops and streaming.
+
+    Args:
+        input_size, hidden_size, bias, device, dtype: as in ``torch.nn.LSTMCell``.
+        proj_size: if > 0, h is projected to this size by ``weight_hr`` [proj_size, hidden_size].
+        cell, backend: as in :class:`LSTM`.
+
+    Call: ``h_1, c_1 = cell(input, hx=None)`` with input [B, input_size] or [input_size] and hx (h_0 [B, P],
+    c_0 [B, hidden_size]) or the same without B, P = proj_size or hidden_size; None means zeros.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: what ``torch.nn.LSTMCell`` raises for the same mistake.
+    """
+
+    __constants__: ClassVar[list[str]] = ["input_size", "hidden_size", "bias", "proj_size", "backend"]
+    __jit_unused_properties__: ClassVar[list[str]] = ["cell"]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        proj_size: int = 0,
+        cell: Cell | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        for name, value in [("input_size", input_size), ("hidden_size", hidden_size)]:
+            checks.check_type(name, value, int)
+            if value < 0:
+                raise RuntimeError(f"{name} must not be negative, got {value}")
+        if hidden_size == 0:
+            raise ValueError("hidden_size must be greater than zero, got 0")
+        checks.check_proj_size(proj_size, hidden_size)
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.bias = bool(bias)
+        self.proj_size = proj_size
+        self._set_options(cell, backend)
+        shapes = _shapes(input_size, hidden_size, self.bias, proj_size)
+        for name in _CELL_WEIGHTS:
+            shape = shapes.get(name)
+            weight = None if shape is None else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+            self.register_parameter(name, weight)
+        self.reset_parameters()
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """The states after one step; see the class."""
+        if not torch.jit.is_scripting():
+            checks.check_arguments(input, hx, None, None)
+        return functional.lstm_cell(
+            input, hx, self._weight_list(), self._cell_name, self._arguments(), self.bias, self.backend
+        )
+
+    def _weight_list(self) -> list[Tensor]:
+        if not torch.jit.is_scripting():
+            return self._find_weights()
+        weights = [self.weight_ih, self.weight_hh]
+        if self.bias_ih is not None and self.bias_hh is not None:
+            weights += [self.bias_ih, self.bias_hh]
+        if self.weight_hr is not None:
+            weights += [self.weight_hr]
+        return weights
+
+    @torch.jit.unused
+    def _find_weights(self) -> list[Tensor]:
+        try:
+            found = [self._parameters[name] for name in _CELL_WEIGHTS]
+        except KeyError:  # something else was put in a parameter's place
+            found = [getattr(self, name) for name in _CELL_WEIGHTS]
+        return [weight for weight in found if weight is not None]
+
+    def extra_repr(self) -> str:
+        s = "{input_size}, {hidden_size}"
+        if self.proj_size != 0:
+            s += ", proj_size={proj_size}"
+        if self.bias is not True:
+            s += ", bias={bias}"
+        return s.format(**self.__dict__) + self._options_repr()
+
+
+@torch.compiler.assume_constant_result
+def _floats(text: str) -> list[float]:
+    return [float(number) for number in text.split(" ")]
+
+
+def _shapes(input_size: int, hidden_size: int, bias: bool, proj_size: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of one direction's parameters, in the order of ``nn.LSTM`` and of the operators."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "weight_ih": (4 * hidden_size, input_size),
+        "weight_hh": (4 * hidden_size, proj_size or hidden_size),
+    }
+    if bias:
+        shapes |= {"bias_ih": (4 * hidden_size,), "bias_hh": (4 * hidden_size,)}
+    if proj_size:
+        shapes |= {"weight_hr": (proj_size, hidden_size)}
+    return shapes
+
+
+def _reorder(tensor: Tensor, indices: Tensor | None) -> Tensor:
+    return tensor if indices is None else tensor.index_select(1, indices)

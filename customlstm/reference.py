@@ -1,0 +1,184 @@
+"""The specification: one LSTM layer and one LSTM step in plain PyTorch.
+
+Runs on every device and in every floating dtype, and is differentiable any number of times by autograd. Every
+compiled kernel is tested against it. The equations are those of ``torch.nn.LSTM`` (Hochreiter & Schmidhuber
+1997, with the forget gate of Gers et al. 2000 and the projection of Sak et al. 2014), with the cell's own
+activations::
+
+    i, f, g, o = W_ih x_t + b_ih + b_hh + W_hh h_{t-1}        (rows of the weights in this order)
+    c_t = s_g(f) * c_{t-1} + s_g(i) * s_c(g)
+    h_t = s_g(o) * s_h(c_t)                                   (then W_hr h_t with a projection)
+
+Sizes: T steps, B sequences, N packed rows, L input features, H hidden size, P state size (``proj_size`` or
+H), D directions (1 or 2).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .cells import Cell
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which state and sums are kept: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def layer(
+    input: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    cell: Cell,
+    bias: bool,
+    projection: bool,
+    bidirectional: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One layer over the whole sequence, all directions.
+
+    Args:
+        input: [T, B, L], or [N, L] with ``batch_sizes`` (rows packed as in ``PackedSequence``).
+        h_0, c_0: [D, B, P] and [D, B, H], or both None for zeros (``batch_sizes`` needs them: they tell B).
+        weights: per direction w_ih [4H, L], w_hh [4H, P], then b_ih [4H], b_hh [4H] with ``bias``, then w_hr
+            [P, H] with ``projection``; the two directions one after the other.
+        batch_sizes: int64 [T], sequences sorted by decreasing length.
+        lengths: int64 [B], any order, zeros allowed; not together with ``batch_sizes``.
+        resets: bool [T, B]; True cuts the edge between step t-1 and step t, in both directions.
+
+    Returns:
+        output [T, B, D*P] (or [N, D*P]), h_n [D, B, P] and c_n [D, B, H] in the dtype of ``input``, and c_all
+        [T, B, D*H] (or [N, D*H]) in the accumulation dtype. Beyond a length, output and c_all are 0 and the
+        state does not change.
+    """
+    dtype, accumulate = input.dtype, accumulation_dtype(input.dtype)
+    x = input.to(accumulate)
+    directions = 2 if bidirectional else 1
+    states: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * directions
+    if h_0 is not None and c_0 is not None:
+        states = list(zip(h_0.to(accumulate).unbind(0), c_0.to(accumulate).unbind(0), strict=True))
+
+    if (
+        batch_sizes is not None
+    ):  # work on the padded form; row-major order of its valid entries is packed order
+        steps, batch = batch_sizes.numel(), h_0.size(1)
+        valid = torch.arange(batch, device=x.device) < batch_sizes.to(x.device).unsqueeze(1)
+        x = x.new_zeros(steps, batch, x.size(-1)).index_put((valid,), x)
+    elif lengths is not None:
+        valid = torch.arange(x.size(0), device=x.device).unsqueeze(1) < lengths.to(x.device)
+        # A NaN in the padding would reach the weight gradients as 0 * NaN.
+        x = x.masked_fill(~valid.unsqueeze(-1), 0.0)
+    else:
+        valid = None
+
+    per_direction = len(weights) // directions
+    results = [
+        _direction(
+            x,
+            *states[d],
+            [w.to(accumulate) for w in weights[d * per_direction : (d + 1) * per_direction]],
+            valid,
+            _cuts(resets, valid, reverse=d == 1),
+            cell,
+            bias,
+            projection,
+            reverse=d == 1,
+        )
+        for d in range(directions)
+    ]
+    h_all, c_all, h_n, c_n = zip(*results, strict=True)
+    output, cells = torch.cat(h_all, -1), torch.cat(c_all, -1)
+    if batch_sizes is not None:
+        output, cells = output[valid], cells[valid]
+    return output.to(dtype), torch.stack(h_n).to(dtype), torch.stack(c_n).to(dtype), cells
+
+
+def step(
+    input: Tensor, h_0: Tensor, c_0: Tensor, weights: list[Tensor], cell: Cell, bias: bool, projection: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One step: input [B, L], h_0 [B, P], c_0 [B, H]; weights as one direction of :func:`layer`.
+
+    Returns h_1 [B, P] and c_1 [B, H] in the dtype of ``input``, and c_1 in the accumulation dtype.
+    """
+    dtype, accumulate = input.dtype, accumulation_dtype(input.dtype)
+    weights = [w.to(accumulate) for w in weights]
+    gates = _project_input(input.to(accumulate), weights, bias)
+    activations = cell.bind(gates)
+    h, c = _step(gates, h_0.to(accumulate), c_0.to(accumulate), weights, activations, projection)
+    return h.to(dtype), c.to(dtype), c
+
+
+def _direction(
+    x: Tensor,
+    h: Tensor | None,
+    c: Tensor | None,
+    weights: list[Tensor],
+    valid: Tensor | None,
+    cuts: Tensor | None,
+    cell: Cell,
+    bias: bool,
+    projection: bool,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """All steps of one direction; ``valid`` and ``cuts`` are bool [T, B]. Returns h_all, c_all, h_n, c_n."""
+    steps, batch, hidden, state = x.size(0), x.size(1), weights[1].size(0) // 4, weights[1].size(1)
+    h = x.new_zeros(batch, state) if h is None else h
+    c = x.new_zeros(batch, hidden) if c is None else c
+    # unbind, not indexing: the gradient of gates[t] would fill a whole zero tensor at every step.
+    gates = _project_input(x, weights, bias).unbind(0)
+    activations = cell.bind(x)
+    h_all, c_all = [x.new_zeros(batch, state)] * steps, [x.new_zeros(batch, hidden)] * steps
+    for t in reversed(range(steps)) if reverse else range(steps):
+        h_before, c_before = h, c
+        if cuts is not None:
+            cut = cuts[t].unsqueeze(-1)
+            h_before, c_before = h.masked_fill(cut, 0.0), c.masked_fill(cut, 0.0)
+        h_new, c_new = _step(gates[t], h_before, c_before, weights, activations, projection)
+        if valid is None:
+            h, c = h_all[t], c_all[t] = h_new, c_new
+        else:
+            keep = valid[t].unsqueeze(-1)
+            h, c = torch.where(keep, h_new, h), torch.where(keep, c_new, c)
+            h_all[t], c_all[t] = h_new.masked_fill(~keep, 0.0), c_new.masked_fill(~keep, 0.0)
+    if steps == 0:
+        return x.new_zeros(0, batch, state), x.new_zeros(0, batch, hidden), h, c
+    return torch.stack(h_all), torch.stack(c_all), h, c
+
+
+def _cuts(resets: Tensor | None, valid: Tensor | None, reverse: bool) -> Tensor | None:
+    """Where the state is zeroed before step t of this direction, bool [T, B].
+
+    A reset at t cuts the edge between t-1 and t. The forward direction crosses it on its way to t, the
+    reverse direction on its way to t-1, and there only if step t is no padding: the state before a sequence's
+    last step is hx.
+    """
+    if resets is None or not reverse:
+        return resets
+    crossed = resets if valid is None else resets & valid
+    return torch.cat([crossed[1:], torch.zeros_like(crossed[:1])])
+
+
+def _project_input(x: Tensor, weights: list[Tensor], bias: bool) -> Tensor:
+    """W_ih x + b_ih + b_hh."""
+    return F.linear(x, weights[0], weights[2] + weights[3] if bias else None)
+
+
+def _step(
+    gates: Tensor,
+    h: Tensor,
+    c: Tensor,
+    weights: list[Tensor],
+    activations: tuple[Callable[[Tensor], Tensor], ...],
+    projection: bool,
+) -> tuple[Tensor, Tensor]:
+    """The equations; ``gates`` [B, 4H] is the input's part, ``activations`` are s_g, s_c, s_h."""
+    s_g, s_c, s_h = activations
+    i, f, g, o = torch.addmm(gates, h, weights[1].t()).chunk(4, -1)
+    c = s_g(f) * c + s_g(i) * s_c(g)
+    h = s_g(o) * s_h(c)
+    return F.linear(h, weights[-1]) if projection else h, c

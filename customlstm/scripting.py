@@ -1,0 +1,87 @@
+"""The TorchScript form of :class:`customlstm.LSTM`.
+
+TorchScript knows neither keyword-only arguments with defaults nor iteration over parameters, and it types the
+input once. ``torch.jit.script`` therefore compiles a twin, which ``LSTM.__prepare_scriptable__`` gives it: an
+object that shares the module's state, of a subclass whose ``forward(input, hx, lengths, resets)`` takes a
+tensor and positional arguments, and whose weight list names every parameter in source text generated for its
+layers and directions. What the twin computes is ``LSTM._run``, compiled as it stands.
+
+``torch.jit.script(parent)`` also puts the twin in the place of the original inside ``parent``. So a twin is
+an LSTM in
+eager mode too: every call, copy, pickle and text is the original's.
+"""
+
+import functools
+import linecache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .modules import LSTM
+
+
+class _Twin(LSTM):
+    _original: type  # class of the module that this is the twin of
+
+    def forward(  # type: ignore[override]
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        if torch.jit.is_scripting():
+            output, h_n, c_n, _ = self._run(input, hx, lengths, resets, False)
+            return output, (h_n, c_n)
+        else:
+            return LSTM.forward(self, input, hx, lengths=lengths, resets=resets)
+
+    @torch.jit.export
+    def states(  # type: ignore[override]
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        if torch.jit.is_scripting():
+            h_all, _, _, c_all = self._run(input, hx, lengths, resets, True)
+            return h_all, c_all
+        else:
+            return LSTM.states(self, input, hx, lengths=lengths, resets=resets)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The generated class cannot be found by name in another process; the original's can.
+        return object.__new__, (self._original,), self.__getstate__()
+
+
+def twin(module: LSTM) -> nn.Module:
+    """The object for TorchScript to compile in place of ``module``, sharing its parameters and buffers.
+
+    A subclass of LSTM with a forward of its own is returned as it is: its author decides whether it compiles.
+    """
+    if type(module).forward is not LSTM.forward or type(module).states is not LSTM.states:
+        return module
+    twin = object.__new__(_twin_class(type(module), tuple(module._flat_weights_names)))
+    twin.__dict__.update(module.__dict__)
+    return twin
+
+
+@functools.cache
+def _twin_class(original: type, names: tuple[str, ...]) -> type:
+    """The twin class of ``original`` for these parameter names."""
+    weights = ", ".join(f"self.{name}" for name in names)
+    source = f"def _weight_list(self) -> list[Tensor]:\n    return [{weights}]\n"
+    # TorchScript reads the source of a method back through linecache; a name in <> is never looked for on
+    # disk.
+    file = f"<weights of customlstm.{original.__name__} #{_twin_class.cache_info().misses}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    scope: dict[str, Any] = {"Tensor": Tensor, "__name__": __name__}
+    exec(compile(source, file, "exec"), scope)
+    bases = (_Twin,) if original is LSTM else (_Twin, original)
+    members = {"_weight_list": scope["_weight_list"], "_original": original, "__module__": __name__}
+    return type(original.__name__, bases, members)

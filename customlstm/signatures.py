@@ -1,0 +1,264 @@
+"""What tells one operator from another: its reference, its argument checks and the sizes of its results.
+
+:mod:`customlstm.ops` registers fake kernels, autograd, autocast and the reference kernel of every family from
+this.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference, schemas
+from .cells import Cell
+
+
+@dataclass(frozen=True)
+class Family:
+    """What tells one forward operator and its backward from another.
+
+    Attributes:
+        schema: of the forward operator.
+        specify: the reference, called with the arguments of the forward operator but ``save``; its results
+            are the operator's results up to and with c_all.
+        check: raises RuntimeError for arguments that do not fit together; called as ``specify`` is.
+        check_values: the same for the values of index tensors, which a fake tensor does not have.
+        layout: number of directions, leading sizes of c_all, and sizes of h and c results, called as
+            ``specify`` is.
+        indices: how many optional index tensors follow the weights.
+        differentiable: how many of the results have a gradient; they come first.
+        states: how many results precede c_all.
+    """
+
+    schema: str
+    specify: Callable[..., tuple[Tensor, ...]]
+    check: Callable[..., None]
+    check_values: Callable[..., None]
+    layout: Callable[..., tuple[int, Sequence[int], list[list[int]]]]
+    indices: int
+    differentiable: int
+    states: int
+
+
+def _specify_layer(
+    input: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    cell: str,
+    cell_args: list[float],
+    bias: bool,
+    projection: bool,
+    bidirectional: bool,
+) -> tuple[Tensor, ...]:
+    decoded = Cell.decode(cell, cell_args)
+    return reference.layer(
+        input, h_0, c_0, weights, batch_sizes, lengths, resets, decoded, bias, projection, bidirectional
+    )
+
+
+def _specify_cell(
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weights: list[Tensor],
+    cell: str,
+    cell_args: list[float],
+    bias: bool,
+    projection: bool,
+) -> tuple[Tensor, ...]:
+    return reference.step(input, h_0, c_0, weights, Cell.decode(cell, cell_args), bias, projection)
+
+
+def _layout_layer(
+    input: Tensor, h_0: Tensor | None, c_0: Any, weights: list[Tensor], batch_sizes: Tensor | None, *rest: Any
+) -> tuple[int, Sequence[int], list[list[int]]]:
+    directions = 2 if rest[-1] else 1
+    hidden, state = weights[1].size(0) // 4, weights[1].size(1)
+    rows = input.shape[:-1]
+    batch = input.size(1) if batch_sizes is None else h_0.size(1)
+    return (
+        directions,
+        rows,
+        [[*rows, directions * state], [directions, batch, state], [directions, batch, hidden]],
+    )
+
+
+def _layout_cell(
+    input: Tensor, h_0: Tensor, c_0: Tensor, weights: list[Tensor], *rest: Any
+) -> tuple[int, Sequence[int], list[list[int]]]:
+    return 1, input.shape[:-1], [list(h_0.shape), list(c_0.shape)]
+
+
+def _require(condition: Any, text: Callable[[], str]) -> None:
+    torch._check(condition, lambda: f"customlstm: {text()}")
+
+
+def _check_tensor(name: str, tensor: Tensor, shape: Sequence[Any], like: Tensor) -> None:
+    _require(
+        tensor.dim() == len(shape), lambda: f"{name} must have {len(shape)} dimensions, got {tensor.dim()}"
+    )
+    for size, expected in zip(tensor.shape, shape, strict=True):
+        _require(size == expected, lambda: f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
+    _require(
+        tensor.dtype == like.dtype and tensor.device == like.device,
+        lambda: (
+            f"{name} must be {like.dtype} on {like.device} as input is, got {tensor.dtype} on {tensor.device}"
+        ),
+    )
+
+
+def _check_weights(
+    input: Tensor, weights: list[Tensor], bias: bool, projection: bool, directions: int
+) -> None:
+    per_direction = 2 + 2 * bias + projection
+    _require(
+        len(weights) == directions * per_direction,
+        lambda: (
+            f"weights must hold {directions * per_direction} tensors ({directions} direction(s), "
+            f"bias={bias}, projection={projection}), got {len(weights)}"
+        ),
+    )
+    _require(input.is_floating_point(), lambda: f"input must be of a floating dtype, got {input.dtype}")
+    _require(weights[1].dim() == 2, lambda: f"w_hh must have 2 dimensions, got {weights[1].dim()}")
+    rows, state = weights[1].shape
+    hidden = rows // 4
+    _require(
+        rows % 4 == 0 and (projection or state == hidden),
+        lambda: (
+            f"w_hh must be [4 * hidden_size, {'proj_size' if projection else 'hidden_size'}], "
+            f"got [{rows}, {state}]"
+        ),
+    )
+    names, shapes = ["w_ih", "w_hh"], [[rows, input.size(-1)], [rows, state]]
+    if bias:
+        names, shapes = names + ["b_ih", "b_hh"], shapes + [[rows], [rows]]
+    if projection:
+        names, shapes = names + ["w_hr"], shapes + [[state, hidden]]
+    for k, weight in enumerate(weights):
+        _check_tensor(f"{names[k % per_direction]} (weights[{k}])", weight, shapes[k % per_direction], input)
+
+
+def _check_layer(
+    input: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    cell: str,
+    cell_args: list[float],
+    bias: bool,
+    projection: bool,
+    bidirectional: bool,
+) -> None:
+    packed = batch_sizes is not None
+    _require(
+        input.dim() == (2 if packed else 3),
+        lambda: (
+            f"input must be {'[N, L] with batch_sizes' if packed else '[T, B, L]'}, "
+            f"got {input.dim()} dimensions"
+        ),
+    )
+    directions = 2 if bidirectional else 1
+    _check_weights(input, weights, bias, projection, directions)
+    _require((h_0 is None) == (c_0 is None), lambda: "h_0 and c_0 must both be given or both be None")
+    _require(not packed or h_0 is not None, lambda: "batch_sizes needs h_0 and c_0")
+    _require(not packed or h_0.dim() == 3, lambda: f"h_0 must have 3 dimensions, got {h_0.dim()}")
+    steps, batch = (batch_sizes.numel(), h_0.size(1)) if packed else (input.size(0), input.size(1))
+    if h_0 is not None:
+        _check_tensor("h_0", h_0, [directions, batch, weights[1].size(1)], input)
+        _check_tensor("c_0", c_0, [directions, batch, weights[1].size(0) // 4], input)
+    if packed:
+        _require(lengths is None, lambda: "lengths and batch_sizes exclude each other")
+        _require(
+            batch_sizes.dtype == torch.int64
+            and batch_sizes.dim() == 1
+            and batch_sizes.device.type in ("cpu", "meta"),
+            lambda: (
+                f"batch_sizes must be int64 [T] on the CPU, got {batch_sizes.dtype} {list(batch_sizes.shape)}"
+            ),
+        )
+    if lengths is not None:
+        _require(
+            lengths.dtype == torch.int64 and lengths.dim() == 1 and lengths.size(0) == batch,
+            lambda: f"lengths must be int64 [{batch}], got {lengths.dtype} {list(lengths.shape)}",
+        )
+    if resets is not None:
+        _require(
+            resets.dtype == torch.bool
+            and resets.dim() == 2
+            and resets.size(0) == steps
+            and resets.size(1) == batch,
+            lambda: f"resets must be bool [{steps}, {batch}], got {resets.dtype} {list(resets.shape)}",
+        )
+
+
+def _check_layer_values(input: Tensor, h_0: Tensor | None, *rest: Any) -> None:
+    _, _, batch_sizes, lengths, *_ = rest
+    if batch_sizes is not None:
+        sizes = batch_sizes.tolist()
+        falling = all(a >= b for a, b in zip([h_0.size(1), *sizes], [*sizes, 1], strict=True))
+        _require(
+            falling and sum(sizes) == input.size(0),
+            lambda: (
+                f"batch_sizes must fall from at most {h_0.size(1)} (the batch of h_0) to at least 1 and "
+                f"add up to the {input.size(0)} rows of input, got {sizes}"
+            ),
+        )
+    if lengths is not None and lengths.numel():
+        low, high = int(lengths.min()), int(lengths.max())
+        _require(
+            low >= 0 and high <= input.size(0),
+            lambda: f"lengths must be between 0 and {input.size(0)}, got values from {low} to {high}",
+        )
+
+
+def _check_cell(
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weights: list[Tensor],
+    cell: str,
+    cell_args: list[float],
+    bias: bool,
+    projection: bool,
+) -> None:
+    _require(input.dim() == 2, lambda: f"input must be [B, L], got {input.dim()} dimensions")
+    _check_weights(input, weights, bias, projection, 1)
+    _check_tensor("h_0", h_0, [input.size(0), weights[1].size(1)], input)
+    _check_tensor("c_0", c_0, [input.size(0), weights[1].size(0) // 4], input)
+
+
+def _check_no_values(*_: Any) -> None:
+    """A step has no index tensors."""
+
+
+FAMILIES = {
+    "lstm_layer": Family(
+        schemas.LSTM_LAYER,
+        _specify_layer,
+        _check_layer,
+        _check_layer_values,
+        _layout_layer,
+        indices=3,
+        differentiable=4,
+        states=3,
+    ),
+    "lstm_cell": Family(
+        schemas.LSTM_CELL,
+        _specify_cell,
+        _check_cell,
+        _check_no_values,
+        _layout_cell,
+        indices=0,
+        differentiable=2,
+        states=2,
+    ),
+}
