@@ -1,0 +1,153 @@
+"""Compiles customlstm/_C, the kernels and operators; everything else about the package is in pyproject.toml.
+
+Switches, environment variables that are on when set to anything but "" and "0":
+  CUSTOMLSTM_NO_EXTENSION  compile nothing: the package computes on the reference
+  CUSTOMLSTM_NO_CUDA       CPU kernels only
+  FORCE_CUDA               CUDA kernels also where no GPU is present; an error where they cannot be built
+  DEBUG                    no optimisation, debug information, assertions
+  SANITIZE                 AddressSanitizer and UndefinedBehaviorSanitizer; `make sanitize` sets it
+torch's own hold as well: CXX, MAX_JOBS, CUDA_HOME, TORCH_CUDA_ARCH_LIST.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+MODULE = "customlstm._C"
+CXX_SOURCES = sorted(glob.glob("csrc/ops/*.cpp") + glob.glob("csrc/cpu/*.cpp"))
+CUDA_SOURCES = sorted(glob.glob("csrc/cuda/*.cu"))
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # 2.10, the oldest torch that the library loads into
+
+
+def switch(name: str) -> bool:
+    return os.environ.get(name, "0") not in ("", "0")
+
+
+def why_no_cuda() -> str:
+    """Why this build leaves the CUDA kernels out; empty if it compiles them."""
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if not CUDA_SOURCES:
+        return "this version of customlstm has no CUDA kernels"
+    if switch("CUSTOMLSTM_NO_CUDA"):
+        return "CUSTOMLSTM_NO_CUDA was set"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} was built without CUDA"
+    if CUDA_HOME is None:
+        return "no CUDA toolkit: nvcc is not on the PATH and CUDA_HOME is not set"
+    if not torch.cuda.is_available() and not switch("FORCE_CUDA"):
+        return "torch saw no GPU, and FORCE_CUDA was not set"
+    return ""
+
+
+def compile_flags() -> tuple[list[str], list[str]]:
+    """Flags for the C++ compiler and for nvcc."""
+    if switch("SANITIZE"):
+        optimise = ["-O1", "-g", "-UNDEBUG", "-fno-omit-frame-pointer"]
+        optimise += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    elif switch("DEBUG"):
+        optimise = ["-O0", "-g", "-UNDEBUG"]
+    else:
+        optimise = ["-O3", "-g0"]  # Python's own -g would make the library many times larger
+    # -fopenmp here and not at the link: so the symbols come from the OpenMP runtime that torch has loaded,
+    # whatever its file is called. A second runtime in the process would fight with it for the same cores.
+    cxx = [*optimise, "-fno-math-errno", "-fvisibility=hidden", "-fopenmp", "-Wall", "-Wextra", STABLE_ABI]
+    # No -gencode: torch reads TORCH_CUDA_ARCH_LIST.
+    nvcc = ["-O0" if switch("DEBUG") else "-O3", "-Xcompiler=-fvisibility=hidden,-Wall", STABLE_ABI]
+    return cxx, nvcc
+
+
+def kernel_extension(cuda: bool) -> Extension:
+    from torch.utils.cpp_extension import CppExtension, CUDAExtension
+
+    cxx, nvcc = compile_flags()
+    if cuda:
+        extension = CUDAExtension(MODULE, CXX_SOURCES + CUDA_SOURCES, py_limited_api=True)
+        extension.define_macros = [("USE_CUDA", None)]  # opens the CUDA part of torch's stable ABI
+        extension.libraries.remove("cudart")  # torch's own, for the reason given at -fopenmp
+    else:
+        extension = CppExtension(MODULE, CXX_SOURCES, py_limited_api=True)
+    system = [f"-isystem{folder}" for folder in extension.include_dirs]  # torch's warnings are not ours
+    extension.extra_compile_args = {"cxx": cxx + system, "nvcc": nvcc}
+    extension.extra_link_args = [flag for flag in cxx if flag.startswith("-fsanitize")]
+    return extension
+
+
+def build_manifest(version: str, no_cuda: str) -> dict[str, Any]:
+    """What customlstm._binary checks and shows, but for the library's size and digest."""
+    import torch
+    from torch.utils.cpp_extension import get_cxx_compiler
+
+    interface = re.search(r"#define CUSTOMLSTM_INTERFACE (\d+)", Path("csrc/ops/interface.h").read_text())
+    assert interface is not None, "csrc/ops/interface.h does not define CUSTOMLSTM_INTERFACE"
+    compiler = subprocess.check_output([*get_cxx_compiler().split(), "--version"], text=True)
+    kernels = [Path(source).stem for source in sorted(glob.glob("csrc/cpu/kernels_*.cpp"))]
+    present = {torch.cuda.get_device_capability(device) for device in range(torch.cuda.device_count())}
+    archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or " ".join(f"{a}.{b}" for a, b in sorted(present))
+    return {
+        "interface": int(interface[1]),
+        "version": version,
+        "torch": str(torch.__version__),
+        "compiler": compiler.partition("\n")[0],
+        "flags": " ".join(compile_flags()[0]),
+        "cpu": [name.removeprefix("kernels_") for name in kernels],
+        "cuda": None if no_cuda else {"toolkit": torch.version.cuda, "archs": archs},
+        "why_no_cuda": no_cuda,
+    }
+
+
+class BuildKernels(build_ext):
+    """Hands over to torch's BuildExtension once something is compiled: metadata and sdist need no torch."""
+
+    def run(self) -> None:
+        try:
+            from torch.utils.cpp_extension import BuildExtension
+        except ImportError as error:
+            raise SystemExit(
+                f"Compiling customlstm needs torch ({error}). Install torch, then use pip install "
+                "--no-build-isolation; or set CUSTOMLSTM_NO_EXTENSION=1 for a pure-Python installation."
+            ) from error
+        no_cuda = why_no_cuda()
+        if no_cuda and CUDA_SOURCES and switch("FORCE_CUDA"):
+            raise SystemExit(f"FORCE_CUDA is set, but the CUDA kernels cannot be built: {no_cuda}.")
+        manifest = build_manifest(self.distribution.get_version(), no_cuda)
+        print("customlstm:", json.dumps(manifest, indent=2), flush=True)
+
+        # pip's ninja lies beside this Python, not on the PATH if the environment was not activated.
+        os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{Path(sys.executable).parent}"
+        self.distribution.ext_modules = [kernel_extension(cuda=not no_cuda)]
+        build = BuildExtension(self.distribution)
+        for option in ("build_lib", "build_temp", "inplace", "editable_mode"):
+            setattr(build, option, getattr(self, option))
+        build.ensure_finalized()
+        build.force = True  # ninja knows what is out of date; where there is none, everything is
+        build.run()
+        libraries = [Path(build.build_lib, build.get_ext_filename(MODULE))]
+        libraries += [Path(build.get_ext_fullpath(MODULE))] if build.inplace else []  # a copy of it
+        content = libraries[0].read_bytes()
+        manifest |= {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for library in libraries:
+            library.with_name("_C.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+if switch("CUSTOMLSTM_NO_EXTENSION"):
+    print("customlstm: CUSTOMLSTM_NO_EXTENSION is set, a pure-Python build", flush=True)
+    setup()
+else:
+    setup(
+        ext_modules=[Extension(MODULE, CXX_SOURCES, py_limited_api=True)],
+        cmdclass={"build_ext": BuildKernels},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}},  # torch defines Py_LIMITED_API as that of 3.10
+    )
