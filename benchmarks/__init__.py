@@ -1,0 +1,1 @@
+"""Benchmarks against nn.LSTM and the reference: ``make bench``, or ``pytest benchmarks``."""
