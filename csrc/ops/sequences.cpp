@@ -5,6 +5,13 @@
 
 namespace customlstm {
 
+namespace {
+
+// Rows of a call. Far beyond any memory with the features they hold, and far from overflow when multiplied by these.
+constexpr int64_t kMost = int64_t{1} << 36;
+
+}  // namespace
+
 Sequences::Sequences(const Tensor& input, int64_t batch, const std::optional<Tensor>& batch_sizes,
                      const std::optional<Tensor>& lengths, const std::optional<Tensor>& resets)
     : batch_(batch) {
@@ -19,6 +26,9 @@ Sequences::Sequences(const Tensor& input, int64_t batch, const std::optional<Ten
   } else {
     check(input.dim() == 3, "input has shape ", shape_of(input), ", expected [steps, batch, features]");
     steps_ = input.size(0);
+    // Before anything is allocated for so many: a view can claim any size without having it.
+    check(steps_ < kMost && batch_ < kMost && (batch_ == 0 || steps_ < kMost / batch_), "input has shape ",
+          shape_of(input), ", more than ", kMost, " rows");
     rows_ = steps_ * batch_;
     leading_ = {steps_, batch_};
     column_stride_ = input.stride(1);
