@@ -168,7 +168,7 @@ def rebuild_command() -> str:
     if (root / "csrc").is_dir() and (root / "setup.py").is_file():
         steps += [f"cd {shlex.quote(str(root))}", f"{python} setup.py build_ext --inplace"]
     else:
-        source = shlex.quote(_source_folder())
+        source = shlex.quote(_source())
         steps.append(f"{python} -m pip install --force-reinstall --no-deps --no-build-isolation {source}")
     return " && ".join(steps)
 
@@ -180,12 +180,13 @@ def _older_setuptools() -> bool:
         return True
 
 
-def _source_folder() -> str:
-    """Where pip says that this package was installed from, if that is a folder; else its name."""
+def _source() -> str:
+    """The folder or source archive that pip installed this package from, if it is still there; else its name."""
     try:
         origin = metadata.distribution("customlstm").read_text("direct_url.json")
         url = json.loads(origin or "{}").get("url", "")
     except (metadata.PackageNotFoundError, ValueError):
         return "customlstm"
-    folder = url2pathname(urlsplit(url).path)
-    return folder if url.startswith("file:") and os.path.isdir(folder) else "customlstm"
+    path = url2pathname(urlsplit(url).path)
+    usable = url.startswith("file:") and os.path.exists(path) and not path.endswith(".whl")
+    return path if usable else "customlstm"

@@ -18,11 +18,13 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
 from . import _binary, ops
+from .kernels import AUTOCAST_KEYS
 from .signatures import FAMILIES
 
 BACKENDS = ("auto", "fused", "reference")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
+_TRANSFORMED = "a torch.func transform (vmap, grad, jvp) is active, and no fused kernel has rules for it"
 _PLAIN = {Tensor, torch.nn.Parameter}
 _TRACED = (FakeTensor, FunctionalTensor)
 _override: ContextVar[str | None] = ContextVar("customlstm_backend", default=None)
@@ -39,12 +41,10 @@ class FallbackWarning(UserWarning):
 
 
 class Kernels(NamedTuple):
-    """One way to run a layer (``layer``) and a step (``step``); both are called with the operators'
-    arguments."""
+    """One way to run a layer and a step; both are called with the arguments of the operators."""
 
     layer: Callable[..., tuple[Tensor, ...]]
     step: Callable[..., tuple[Tensor, ...]]
-    backend: str
 
 
 def check_backend(backend: str) -> str:
@@ -98,7 +98,7 @@ def why_not_fused(
 
     Args:
         device: of the input.
-        dtype: of the input, as the kernel gets it (autocast applied).
+        dtype: of the input.
         cell: the registered name of the cell.
         tensors: the tensors of the call; empty for a question about the device and dtype only.
     """
@@ -141,11 +141,17 @@ def _why_not_these(tensors: Sequence[Tensor]) -> str | None:
     if not _PLAIN.issuperset(map(type, tensors)):
         name = next(type(t).__name__ for t in tensors if type(t) not in _PLAIN)
         return f"the tensors are of the subclass {name}, whose operations a fused kernel would bypass"
-    if _C._functorch.peek_interpreter_stack() is not None:
-        return "a torch.func transform (vmap, grad, jvp) is active, and no fused kernel has rules for it"
+    if _is_transformed():
+        return _TRANSFORMED
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode differentiation is active, and the fused kernels have reverse mode only"
     return None
+
+
+@torch.compiler.assume_constant_result
+def _is_transformed() -> bool:
+    """Whether a ``torch.func`` transform is active; Dynamo enters them for real while it traces."""
+    return _C._functorch.peek_interpreter_stack() is not None
 
 
 def choose(backend: str, cell: str, tensors: Sequence[Tensor]) -> Kernels:
@@ -157,9 +163,17 @@ def choose(backend: str, cell: str, tensors: Sequence[Tensor]) -> Kernels:
     backend = effective_backend(backend)
     input = tensors[0]
     if torch.compiler.is_compiling():
-        # A graph never unrolls time: the dispatcher picks the operator's kernel when the graph runs.
+        # A graph never unrolls time: the dispatcher picks the operator's kernel when the graph runs. Only
+        # under a torch.func transform, for which operators have no rules, is it the reference that is traced.
+        transformed = _is_transformed()
         if backend == "fused":
-            _refuse(_why_not_compiled_in_graph(input.device.type, input.dtype, cell))
+            _refuse(
+                _TRANSFORMED
+                if transformed
+                else _why_not_compiled_in_graph(input.device.type, input.dtype, cell)
+            )
+        if transformed:
+            return _REFERENCE
         return _REFERENCE_OPERATORS if backend == "reference" else _FUSED_OPERATORS
     if backend != "reference":
         reason = why_not_fused(input.device, input.dtype, cell, tensors)
@@ -192,14 +206,10 @@ def _warn_once(reason: str) -> None:
     _warned.add(reason)
     # Names the line that called the module, however many frames of this package and of torch.nn lie between.
     frame, level = sys._getframe(), 1
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (
-        "customlstm",
-        "torch",
-    ):
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(("customlstm.", "torch.")):
         frame, level = frame.f_back, level + 1
-    warnings.warn(
-        f"customlstm runs its plain PyTorch reference, which is slow: {reason}", FallbackWarning, level
-    )
+    text = f"customlstm runs its plain PyTorch reference, which is slow: {reason}"
+    warnings.warn(text, FallbackWarning, level)
 
 
 def _differentiable(operator_name: str) -> Callable[..., tuple[Tensor, ...]]:
@@ -210,23 +220,19 @@ def _differentiable(operator_name: str) -> Callable[..., tuple[Tensor, ...]]:
         arguments, device_type = args[:-1], args[0].device.type
         if device_type in ops.AUTOCAST_DEVICES and torch.is_autocast_enabled(device_type):
             arguments = ops.cast_for_autocast(arguments, device_type)
-            with _C._ExcludeDispatchKeyGuard(ops.AUTOCAST_KEYS):
+            with _C._ExcludeDispatchKeyGuard(AUTOCAST_KEYS):
                 return family.specify(*arguments)
         return family.specify(*arguments)
 
     return run
 
 
-_FUSED_OPERATORS = Kernels(ops.lstm_layer, ops.lstm_cell, "fused")
-_FUSED = Kernels(ops.lstm_layer_eager, ops.lstm_cell_eager, "fused")
-_REFERENCE_OPERATORS = Kernels(ops.lstm_layer_reference, ops.lstm_cell_reference, "reference")
-_REFERENCE = Kernels(_differentiable("lstm_layer"), _differentiable("lstm_cell"), "reference")
+_FUSED_OPERATORS = Kernels(ops.lstm_layer, ops.lstm_cell)
+_FUSED = Kernels(ops.lstm_layer_eager, ops.lstm_cell_eager)
+_REFERENCE_OPERATORS = Kernels(ops.lstm_layer_reference, ops.lstm_cell_reference)
+_REFERENCE = Kernels(_differentiable("lstm_layer"), _differentiable("lstm_cell"))
 
 
 def has_values(tensor: Tensor) -> bool:
     """Whether a value check can read ``tensor``: not while tracing or under a ``torch.func`` transform."""
-    return not (
-        torch.compiler.is_compiling()
-        or _C._functorch.peek_interpreter_stack() is not None
-        or is_traced((tensor,))
-    )
+    return not (torch.compiler.is_compiling() or _is_transformed() or is_traced((tensor,)))

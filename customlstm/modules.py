@@ -1,5 +1,4 @@
-"""``LSTM`` and ``LSTMCell``: parameters, options and calling conventions of ``torch.nn``'s, with a cell of
-one's own."""
+"""``LSTM`` and ``LSTMCell``: parameters, options and calls of ``torch.nn``'s, with a cell of one's own."""
 
 import math
 from typing import Any, ClassVar
@@ -31,14 +30,15 @@ class _Recurrent(nn.Module):
     @cell.setter
     def cell(self, cell: Cell | None) -> None:
         self._cell = as_cell(cell)
-        # What the operators take; encoded once, not at every call. The text is for torch.compile, see
-        # _arguments.
+        # What the operators take; encoded once, not at every call. The text is for _arguments.
         self._cell_name, self._cell_args = self._cell.encode()
         self._cell_text = " ".join(map(repr, self._cell_args))
 
     def _arguments(self) -> list[float]:
-        """The operators' cell_args. A graph compiled by Dynamo gets them by way of a text: of a list it would
-        make one symbolic number and several guards a float."""
+        """The operators' cell_args.
+
+        Dynamo gets them by way of a text: of every float in a list it makes a symbolic number and guards.
+        """
         if not torch.jit.is_scripting():
             if torch.compiler.is_compiling():
                 return _floats(self._cell_text)
@@ -217,7 +217,7 @@ class LSTM(_Recurrent):
         lengths: Tensor | None,
         resets: Tensor | None,
         states: bool,
-    ) -> tuple[PackedSequence, Tensor, Tensor, Any]:
+    ) -> tuple[PackedSequence, Tensor, Tensor, PackedSequence]:
         if lengths is not None:
             raise ValueError(
                 "lengths cannot be given with a PackedSequence, which has its own; leave lengths out"
@@ -255,20 +255,21 @@ class LSTM(_Recurrent):
             states,
             self.backend,
         )
-        packed = [
-            PackedSequence(rows, batch_sizes, sorted_indices, unsorted_indices) if rows is not None else None
-            for rows in (output, c_all if states else None)
-        ]
-        return packed[0], _reorder(h_n, unsorted_indices), _reorder(c_n, unsorted_indices), packed[1]
+        output, c_all = (
+            PackedSequence(rows, batch_sizes, sorted_indices, unsorted_indices) for rows in (output, c_all)
+        )
+        return output, _reorder(h_n, unsorted_indices), _reorder(c_n, unsorted_indices), c_all
 
     def _dropout(self) -> float:
-        # Read only where it counts: a float attribute that Dynamo has seen costs it a second pass over the
-        # graph.
+        # Read only where it counts: a float attribute that Dynamo sees costs it a second pass.
         return self.dropout if self.training and self.num_layers > 1 else 0.0
 
     def _weight_list(self) -> list[Tensor]:
-        """The weights in the order of the operators. Looked up at every call, so that whoever replaces a
-        parameter (``functional_call``, parametrisations, weight norm, data parallel replicas) is obeyed."""
+        """The weights in the order of the operators.
+
+        Looked up at every call, so that whoever puts another tensor in a parameter's place is obeyed:
+        ``functional_call``, parametrisations, weight norm, data parallel replicas.
+        """
         try:
             parameters = self._parameters
             return [parameters[name] for name in self._flat_weights_names]  # nn.Module's getattr is slow
@@ -281,8 +282,7 @@ class LSTM(_Recurrent):
         return [[getattr(self, name) for name in names] for names in self._all_weights]
 
     def flatten_parameters(self) -> None:
-        """Does nothing; there for code written for ``torch.nn.LSTM``. The kernels take the weights where they
-        are."""
+        """Does nothing, for code written for ``torch.nn.LSTM``: weights are taken where they are."""
 
     def extra_repr(self) -> str:
         s = "{input_size}, {hidden_size}"

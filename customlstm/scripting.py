@@ -7,8 +7,7 @@ tensor and positional arguments, and whose weight list names every parameter in 
 layers and directions. What the twin computes is ``LSTM._run``, compiled as it stands.
 
 ``torch.jit.script(parent)`` also puts the twin in the place of the original inside ``parent``. So a twin is
-an LSTM in
-eager mode too: every call, copy, pickle and text is the original's.
+an LSTM in eager mode too: every call, copy, pickle and text is the original's.
 """
 
 import functools
@@ -76,8 +75,7 @@ def _twin_class(original: type, names: tuple[str, ...]) -> type:
     """The twin class of ``original`` for these parameter names."""
     weights = ", ".join(f"self.{name}" for name in names)
     source = f"def _weight_list(self) -> list[Tensor]:\n    return [{weights}]\n"
-    # TorchScript reads the source of a method back through linecache; a name in <> is never looked for on
-    # disk.
+    # TorchScript reads a method's source back through linecache; a name in <> is never looked for on disk.
     file = f"<weights of customlstm.{original.__name__} #{_twin_class.cache_info().misses}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     scope: dict[str, Any] = {"Tensor": Tensor, "__name__": __name__}

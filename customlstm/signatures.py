@@ -14,6 +14,8 @@ from torch import Tensor
 from . import reference, schemas
 from .cells import Cell
 
+NAMED = 3  # input, h_0 and c_0 come first in every operator, then the list of weights
+
 
 @dataclass(frozen=True)
 class Family:
@@ -137,9 +139,9 @@ def _check_weights(
     )
     names, shapes = ["w_ih", "w_hh"], [[rows, input.size(-1)], [rows, state]]
     if bias:
-        names, shapes = names + ["b_ih", "b_hh"], shapes + [[rows], [rows]]
+        names, shapes = [*names, "b_ih", "b_hh"], [*shapes, [rows], [rows]]
     if projection:
-        names, shapes = names + ["w_hr"], shapes + [[state, hidden]]
+        names, shapes = [*names, "w_hr"], [*shapes, [state, hidden]]
     for k, weight in enumerate(weights):
         _check_tensor(f"{names[k % per_direction]} (weights[{k}])", weight, shapes[k % per_direction], input)
 
