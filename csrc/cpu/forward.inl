@@ -48,8 +48,9 @@ struct ForwardTiles {
     Tile<S, R> tile;
     const S* rows[R];
     for (int r = 0; r < R; ++r) rows[r] = w.h_row(g, job, parity, i + r);
-    tile.load(gates_x, kWidth);
+    tile.zero();
     tile.multiply(rows, panel, g.output_size);
+    tile.add(gates_x, kWidth);
 
     Pack<S, R> a[Cell::kGates], c, h, saved[Cell::kSaved];
     for (int k = 0; k < Cell::kGates; ++k)

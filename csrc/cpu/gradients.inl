@@ -28,7 +28,7 @@ template <class S>
 struct GradientScratch {
   S* factors;       // [tiles of gate rows][kWeightDepth][kTileRows]
   S* panel;         // [kWeightDepth][panel]
-  S* row;           // one row, widened
+  S* row;           // sum of a block of gate rows
   S* grad_input;    // [kInputRows][padded L]
   const S** rows;   // [kInputRows]
 
@@ -55,16 +55,15 @@ CUSTOMLSTM_NOINLINE void outer_tile(const S* factors, const S* panel, int64_t de
   constexpr int kLanes = Vec<S>::kLanes;
   constexpr int64_t kWidth = kPanelVectors * kLanes;
   Tile<S, R> tile;
-  if (!accumulate) {
-    tile.zero();
-  } else if (count == kWidth) {
-    tile.load(to, stride);
-  } else {
+  tile.zero();
+  tile.multiply_packed(factors, panel, depth);
+  if (accumulate && count == kWidth) {
+    tile.add(to, stride);
+  } else if (accumulate) {
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < kPanelVectors; ++v)
-        tile.acc[r][v] = load_part(to + r * stride, v * kLanes, count);
+        tile.acc[r][v] = tile.acc[r][v] + load_part(to + r * stride, v * kLanes, count);
   }
-  tile.multiply_packed(factors, panel, depth);
   if (count == kWidth) {
     tile.store(to, stride);
     return;
@@ -147,13 +146,18 @@ struct Gradients {
     for (int64_t k = 0; k < depth; ++k) {
       const S* from = gate_row(first + k, d);
       pack_factor_row(from, k, begin, end);
-      if (bias) {
-        if (first + k == 0) {
-          for (int64_t m = begin; m < end; ++m) bias[m] = from[m];
-        } else {
-          for (int64_t m = begin; m < end; ++m) bias[m] += from[m];
-        }
+      if (!bias) continue;
+      if (k == 0) {
+        for (int64_t m = begin; m < end; ++m) scratch.row[m] = from[m];
+      } else {
+        for (int64_t m = begin; m < end; ++m) scratch.row[m] += from[m];
       }
+    }
+    if (!bias) return;
+    if (first == 0) {
+      for (int64_t m = begin; m < end; ++m) bias[m] = scratch.row[m];
+    } else {
+      for (int64_t m = begin; m < end; ++m) bias[m] += scratch.row[m];
     }
   }
 

@@ -75,11 +75,15 @@ class Call {
 
   ScalarType saved_type() const { return accumulation_type(type); }
 
-  // Leading sizes of the rows, then `last`.
-  std::vector<int64_t> rows(std::initializer_list<int64_t> last) const {
+  // A tensor of the rows of the call, each of sizes `last`; zero beyond a length, otherwise the kernel's to fill.
+  Tensor rows_tensor(std::initializer_list<int64_t> last, ScalarType dtype) const {
     std::vector<int64_t> shape = sequences.leading();
+    size_t row = 1;
+    for (const int64_t size : last) row *= static_cast<size_t>(size);
     shape.insert(shape.end(), last);
-    return shape;
+    Tensor tensor = new_empty(arguments.input, shape, dtype);
+    sequences.zero_padding(tensor.mutable_data_ptr(), row * tensor.element_size());
+    return tensor;
   }
 
   Tensor workspace(size_t bytes) const {
@@ -155,22 +159,18 @@ LayerResult layer_forward(const LayerArguments& a, int64_t save) {
   check(save >= 0 && save <= 2, "save is ", save, ", expected 0 (nothing), 1 (cell states) or 2 (all for backward)");
   Call call(a);
   const Geometry& g = call.g;
-  // Rows beyond a length are not the kernel's to write.
-  const auto allocate = call.sequences.ragged() ? new_zeros : new_empty;
-  const auto allocate_all = [&](const std::vector<int64_t>& shape, ScalarType type) {
-    return allocate(a.input, shape, type, std::nullopt, std::nullopt, std::nullopt);
+  const auto allocate_rows = [&](bool want, std::initializer_list<int64_t> last, ScalarType type) {
+    if (!want) return new_empty(a.input, {0}, type);
+    return call.rows_tensor(last, type);
   };
   const ScalarType input_type = a.input.scalar_type();
-  const std::vector<int64_t> nothing = {0};
-  Tensor output = allocate_all(call.rows({g.directions * g.output_size}), input_type);
+  const bool keep_hidden = save == 2 && g.projection;
+  Tensor output = allocate_rows(true, {g.directions * g.output_size}, input_type);
   Tensor h_n = new_empty(a.input, {g.directions, g.batch, g.output_size}, input_type);
   Tensor c_n = new_empty(a.input, {g.directions, g.batch, g.hidden_size}, input_type);
-  Tensor c_all = allocate_all(save >= 1 ? call.rows({g.directions * g.hidden_size}) : nothing, call.saved_type());
-  Tensor gates = new_empty(a.input, save == 2 ? call.rows({g.directions, kSaved, g.hidden_size}) : nothing,
-                           call.saved_type());
-  const bool keep_hidden = save == 2 && g.projection;
-  Tensor hidden = new_empty(a.input, keep_hidden ? call.rows({g.directions * g.hidden_size}) : nothing,
-                            call.saved_type());
+  Tensor c_all = allocate_rows(save >= 1, {g.directions * g.hidden_size}, call.saved_type());
+  Tensor gates = allocate_rows(save == 2, {g.directions, kSaved, g.hidden_size}, call.saved_type());
+  Tensor hidden = allocate_rows(keep_hidden, {g.directions * g.hidden_size}, call.saved_type());
 
   ForwardParams p = {};
   call.fill(p);
@@ -225,7 +225,7 @@ LayerGradients layer_backward(const LayerArguments& a, const SavedTensors& saved
     const std::vector<int64_t> size = want ? shape : std::vector<int64_t>{0};
     return zeros ? new_zeros(a.input, size, type) : new_empty(a.input, size, type);
   };
-  Tensor grad_input = wanted(needs[0], call.rows({g.input_size}), input_type, call.sequences.ragged());
+  Tensor grad_input = needs[0] ? call.rows_tensor({g.input_size}, input_type) : new_empty(a.input, {0}, input_type);
   Tensor grad_h_0 = wanted(needs[1], {g.directions, g.batch, g.output_size}, input_type, false);
   Tensor grad_c_0 = wanted(needs[2], {g.directions, g.batch, g.hidden_size}, input_type, false);
 

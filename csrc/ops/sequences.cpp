@@ -1,6 +1,7 @@
 #include "sequences.h"
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 
 namespace customlstm {
@@ -85,6 +86,15 @@ void Sequences::read_batch_sizes(const Tensor& batch_sizes) {
     for (int64_t b = 0; b < sizes[t]; ++b) lengths_[b] = t + 1;
   }
   check(valid_rows_ == rows_, "batch_sizes add up to ", valid_rows_, ", but packed input has ", rows_, " rows");
+}
+
+void Sequences::zero_padding(void* data, size_t row_bytes) const {
+  if (!ragged()) return;
+  for (int64_t t = 0; t < steps_; ++t) {
+    for (int64_t b = 0; b < batch_; ++b) {
+      if (lengths_[b] <= t) std::memset(static_cast<char*>(data) + (step_row_[t] + b) * row_bytes, 0, row_bytes);
+    }
+  }
 }
 
 void Sequences::fill(Geometry& g, const Plan& plan) {

@@ -20,6 +20,9 @@ class Sequences {
   // Deals the sequences to plan.groups groups, and points g's arrays here.
   void fill(Geometry& g, const Plan& plan);
 
+  // Zeroes the rows beyond a sequence's length of an array [T, B, row_bytes]; the kernels leave them alone.
+  void zero_padding(void* data, size_t row_bytes) const;
+
   int64_t steps() const { return steps_; }
   int64_t rows() const { return rows_; }
   int64_t valid_rows() const { return valid_rows_; }
