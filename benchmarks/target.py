@@ -1,4 +1,4 @@
-"""``python -m benchmarks.target [FILE]``: the time of ``nn.LSTM`` itself on this machine, the kernels' target.
+"""``python -m benchmarks.target [FILE]``: the time of ``nn.LSTM`` itself here, the target of the kernels.
 
 On a GPU this is cuDNN, over the whole grid, in float32 with and without TF32, bfloat16 and float16; on a CPU
 a few small shapes in float32. Median of 20 runs, inference and forward + backward, input projection included.

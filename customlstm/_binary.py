@@ -181,7 +181,7 @@ def _older_setuptools() -> bool:
 
 
 def _source() -> str:
-    """The folder or source archive that pip installed this package from, if it is still there; else its name."""
+    """The folder or archive that pip installed this package from, if it is still there; else its name."""
     try:
         origin = metadata.distribution("customlstm").read_text("direct_url.json")
         url = json.loads(origin or "{}").get("url", "")
