@@ -64,7 +64,10 @@ def compile_flags() -> tuple[list[str], list[str]]:
         optimise = ["-O3", "-g0"]  # Python's own -g would make the library many times larger
     # -fopenmp here and not at the link: so the symbols come from the OpenMP runtime that torch has loaded,
     # whatever its file is called. A second runtime in the process would fight with it for the same cores.
-    cxx = [*optimise, "-fno-math-errno", "-fvisibility=hidden", "-fopenmp", "-Wall", "-Wextra", STABLE_ABI]
+    # No contraction: the kernels spell out every fused multiply-add, so that no two instantiations round
+    # differently.
+    arithmetic = ["-fno-math-errno", "-ffp-contract=off"]
+    cxx = [*optimise, *arithmetic, "-fvisibility=hidden", "-fopenmp", "-Wall", "-Wextra", STABLE_ABI]
     # No -gencode: torch reads TORCH_CUDA_ARCH_LIST.
     nvcc = ["-O0" if switch("DEBUG") else "-O3", "-Xcompiler=-fvisibility=hidden,-Wall", STABLE_ABI]
     return cxx, nvcc

@@ -199,6 +199,10 @@ class LSTM(nn.Module):
                 f"input must have 3 dimensions [B, T, {self.input_size}], got shape {list(input.shape)}"
             )
         hx = None if initial_states is None else self._stacked(initial_states, input.size(0))
+        if any(layer.cell != self.cell or layer.backend != self.lay0.backend for layer in self._layers()):
+            raise ValueError(
+                "all layers must have one cell and one backend: assign lstm.cell, which changes every layer"
+            )
         cell_name, cell_args = self.cell.encode()
         h, h_n, c_n, c = functional.lstm(
             input, hx, self._weight_list(), None, None, cell_name, cell_args, True, False, True, 0.0,

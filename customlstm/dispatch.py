@@ -179,10 +179,10 @@ def choose(backend: str, cell: str, tensors: Sequence[Tensor]) -> Kernels:
         reason = why_not_fused(input.device, input.dtype, cell, tensors)
         if reason is None and not torch.jit.is_tracing():
             return _FUSED
+        if backend == "fused" and not any(t.is_meta or isinstance(t, _TRACED) for t in tensors):
+            _refuse(reason)
         if is_traced(tensors):
             return _FUSED_OPERATORS
-        if backend == "fused":
-            _refuse(reason)
         _warn_once(reason)
         return _REFERENCE
     return _REFERENCE_OPERATORS if is_traced(tensors) else _REFERENCE
@@ -198,6 +198,25 @@ def _refuse(reason: str | None) -> None:
         raise RuntimeError(
             f"backend='fused' cannot run: {reason}. Use backend='auto' or 'reference' to run the reference"
         )
+
+
+def for_scripting(backend: str, device: torch.device, dtype: torch.dtype, cell: str) -> str:
+    """The backend that a module scripted here and now keeps.
+
+    Raises:
+        RuntimeError: it is "fused" and no fused kernel fits; scripted code could not say so.
+    """
+    backend = effective_backend(backend)
+    if backend == "fused":
+        _refuse(why_not_fused(device, dtype, cell))
+    return backend
+
+
+def warn_of_fallback(device: torch.device, dtype: torch.dtype) -> None:
+    """Says once why a fused operator runs the reference on such tensors."""
+    reason = why_not_fused(device, dtype)
+    if reason is not None:
+        _warn_once(reason)
 
 
 def _warn_once(reason: str) -> None:

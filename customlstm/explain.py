@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import compat, dispatch, functional
+from . import checks, compat, dispatch, functional
 from .modules import LSTM, LSTMCell
 
 _KEPT = {0: "keeps nothing", 1: "keeps the cell states", 2: "keeps what backward needs"}
@@ -63,6 +63,8 @@ def explain(
             f"module must be a customlstm.LSTM or customlstm.LSTMCell, got {type(module).__name__}"
         )
     data = input.data if isinstance(input, PackedSequence) else input
+    if not isinstance(module, compat.LSTM):
+        checks.check_arguments(data, hx, lengths, resets)
     weights, layers = module._weight_list(), getattr(module, "num_layers", 1)
     if hx is not None and isinstance(module, compat.LSTM):
         hx = module._stacked(hx, data.size(0))

@@ -67,10 +67,18 @@ def fake_backward(family: Family) -> Callable[..., tuple[Any, ...]]:
     return fake
 
 
-def reference_forward(family: Family) -> Callable[..., tuple[Tensor, ...]]:
-    """The reference as a kernel. It keeps no gates for backward, which runs it again; theirs are zeros."""
+def reference_forward(
+    family: Family, instead_of_fused: Callable[..., None] | None = None
+) -> Callable[..., tuple[Tensor, ...]]:
+    """The reference as a kernel. It keeps no gates for backward, which runs it again; theirs are 0.
+
+    ``instead_of_fused`` is called first, where this is a fused operator's kernel: compiled,
+    exported and scripted programs learn only here that none was compiled for them.
+    """
 
     def kernel(*args: Any) -> tuple[Tensor, ...]:
+        if instead_of_fused is not None:
+            instead_of_fused(*args)
         _check(family, args)
         family.check_values(*args[:-1])
         with _C._ExcludeDispatchKeyGuard(AUTOCAST_KEYS):

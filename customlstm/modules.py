@@ -50,6 +50,11 @@ class _Recurrent(nn.Module):
         for weight in self.parameters():
             init.uniform_(weight, -bound, bound)
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        from .scripting import prepare  # imports this module
+
+        return prepare(self)
+
     def _options_repr(self) -> str:
         text = "" if self.cell.is_standard else f", cell={self.cell}"
         return text if self.backend == "auto" else f"{text}, backend={self.backend!r}"
@@ -299,11 +304,6 @@ class LSTM(_Recurrent):
         if self.bidirectional is not False:
             s += ", bidirectional={bidirectional}"
         return s.format(**self.__dict__) + self._options_repr()
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        from .scripting import twin  # imports this module
-
-        return twin(self)
 
 
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")  # as the operators want them

@@ -57,7 +57,15 @@ def _operator(schema: str) -> Any:
     return getattr(torch.ops.customlstm, schemas.name_of(schema)).default
 
 
-def _register(family: Family, schema: str, backward_schema: str) -> Callable[..., tuple[Tensor, ...]]:
+def _warn_of_fallback(input: Tensor, *_: Any) -> None:
+    from . import dispatch  # imports this module
+
+    dispatch.warn_of_fallback(input.device, input.dtype)
+
+
+def _register(
+    family: Family, schema: str, backward_schema: str, fused: bool
+) -> Callable[..., tuple[Tensor, ...]]:
     for text in (schema, backward_schema):
         if not hasattr(torch.ops.customlstm, schemas.name_of(text)):
             _library.define(text)
@@ -66,7 +74,8 @@ def _register(family: Family, schema: str, backward_schema: str) -> Callable[...
     qualified = f"{schemas.NAMESPACE}::"
     torch.library.register_fake(qualified + name, fake_forward(family), lib=_library)
     torch.library.register_fake(qualified + backward_name, fake_backward(family), lib=_library)
-    _library.impl(name, reference_forward(family), "CompositeExplicitAutograd")
+    instead_of_fused = _warn_of_fallback if fused else None
+    _library.impl(name, reference_forward(family, instead_of_fused), "CompositeExplicitAutograd")
     _library.impl(backward_name, reference_backward(family), "CompositeExplicitAutograd")
     gradient = gradient_of(family, forward, backward)
     _library.impl(name, autograd_forward(forward, gradient), "Autograd", with_keyset=True)
@@ -80,8 +89,8 @@ _binary.load()
 _run_eagerly = {}
 for _name, _family in FAMILIES.items():
     _backward = next(s for s in schemas.SCHEMAS if schemas.name_of(s) == f"{_name}_backward")
-    _run_eagerly[_name] = _register(_family, _family.schema, _backward)
-    _register(_family, schemas.reference_of(_family.schema), schemas.reference_of(_backward))
+    _run_eagerly[_name] = _register(_family, _family.schema, _backward, fused=True)
+    _register(_family, schemas.reference_of(_family.schema), schemas.reference_of(_backward), fused=False)
 
 lstm_layer = _operator(schemas.LSTM_LAYER)
 lstm_cell = _operator(schemas.LSTM_CELL)

@@ -23,8 +23,8 @@ from .cells import Cell
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which state and sums are kept: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    """The dtype in which state and sums are kept: float32 for 16-bit types, else ``dtype`` itself."""
+    return dtype if dtype == torch.float64 or dtype.is_complex else torch.float32
 
 
 def layer(

@@ -1,7 +1,7 @@
 """The TorchScript form of :class:`customlstm.LSTM`.
 
 TorchScript knows neither keyword-only arguments with defaults nor iteration over parameters, and it types the
-input once. ``torch.jit.script`` therefore compiles a twin, which ``LSTM.__prepare_scriptable__`` gives it: an
+input once. ``torch.jit.script`` therefore compiles a twin, which ``__prepare_scriptable__`` gives it: an
 object that shares the module's state, of a subclass whose ``forward(input, hx, lengths, resets)`` takes a
 tensor and positional arguments, and whose weight list names every parameter in source text generated for its
 layers and directions. What the twin computes is ``LSTM._run``, compiled as it stands.
@@ -10,6 +10,7 @@ layers and directions. What the twin computes is ``LSTM._run``, compiled as it s
 an LSTM in eager mode too: every call, copy, pickle and text is the original's.
 """
 
+import copy
 import functools
 import linecache
 from typing import Any
@@ -17,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .modules import LSTM
+from .dispatch import for_scripting
+from .modules import LSTM, LSTMCell
 
 
 class _Twin(LSTM):
@@ -56,6 +58,23 @@ class _Twin(LSTM):
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The generated class cannot be found by name in another process; the original's can.
         return object.__new__, (self._original,), self.__getstate__()
+
+
+def prepare(module: LSTM | LSTMCell) -> nn.Module:
+    """The object that TorchScript compiles for ``module``, with the backend that holds here and now.
+
+    Raises:
+        RuntimeError: that is "fused", and no fused kernel fits the module's weights.
+    """
+    weight = module._weight_list()[0]
+    backend = for_scripting(module.backend, weight.device, weight.dtype, module._cell_name)
+    if isinstance(module, LSTM):
+        prepared = twin(module)
+    else:
+        prepared = copy.copy(module)
+    if prepared is not module:
+        prepared.backend = backend
+    return prepared
 
 
 def twin(module: LSTM) -> nn.Module:

@@ -24,16 +24,17 @@ enum class ActivationKind : int32_t {
 };
 constexpr int32_t kActivationKinds = 14;
 
-// S is the accumulation type (float or double). A piecewise-linear function is kept as slope and intercept of
-// each segment: y = slope[j] * x + intercept[j], where j is the number of `breaks` that are <= x.
+// S is the accumulation type (float or double). Segment j of a piecewise-linear function starts at knot (x[j], y[j]):
+// value y[j] + slope[j] * (t - x[j]), where j counts the starts x[1], x[2], ... that are <= t. Not as slope and
+// intercept, whose sum cancels for knots far from zero.
 template <class S>
 struct Activation {
   ActivationKind kind;
-  int32_t segments;    // piecewise linear only: number of slopes; breaks has one fewer
+  int32_t segments;   // piecewise linear only: length of the arrays
   S alpha, beta;
-  const S* breaks;     // [segments - 1], increasing
-  const S* slopes;     // [segments]
-  const S* intercepts; // [segments]
+  const S* x;
+  const S* y;
+  const S* slope;
 };
 
 template <class S>

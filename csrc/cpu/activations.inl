@@ -64,21 +64,23 @@ CUSTOMLSTM_NOINLINE void evaluate(const Activation<S>& f, Pack<S, R>& value, Pac
       CUSTOMLSTM_EACH_ROW(y = x; dy = one);
     case ActivationKind::kPiecewiseLinear: {
       const V largest = V::broadcast(MathConstants<S>::kLargest);
-      V slope[R], intercept[R];
+      V x_start[R], y_start[R], slope[R];
       for (int r = 0; r < R; ++r) {
-        slope[r] = V::broadcast(f.slopes[0]);
-        intercept[r] = V::broadcast(f.intercepts[0]);
+        x_start[r] = V::broadcast(f.x[0]);
+        y_start[r] = V::broadcast(f.y[0]);
+        slope[r] = V::broadcast(f.slope[0]);
       }
       for (int32_t j = 1; j < f.segments; ++j) {
-        const V at = V::broadcast(f.breaks[j - 1]);
-        const V s = V::broadcast(f.slopes[j]), b = V::broadcast(f.intercepts[j]);
+        const V x_j = V::broadcast(f.x[j]), y_j = V::broadcast(f.y[j]), slope_j = V::broadcast(f.slope[j]);
         for (int r = 0; r < R; ++r) {
-          slope[r] = select_ge(value.row[r], at, s, slope[r]);
-          intercept[r] = select_ge(value.row[r], at, b, intercept[r]);
+          const V t = value.row[r];
+          x_start[r] = select_ge(t, x_j, x_j, x_start[r]);
+          y_start[r] = select_ge(t, x_j, y_j, y_start[r]);
+          slope[r] = select_ge(t, x_j, slope_j, slope[r]);
         }
       }
       // A flat end times an infinity would be NaN, so the argument is kept finite.
-      CUSTOMLSTM_EACH_ROW(y = fma(slope[r], clamp(x, -largest, largest), intercept[r]); dy = slope[r]);
+      CUSTOMLSTM_EACH_ROW(y = fma(slope[r], clamp(x, -largest, largest) - x_start[r], y_start[r]); dy = slope[r]);
     }
   }
 }

@@ -107,10 +107,12 @@ struct Backward {
     w.list.time = arena.take<int64_t>(g.valid_rows);
     w.list.column = arena.take<int64_t>(g.valid_rows);
     w.list.count = g.valid_rows;
+    bool weights = false;
+    for (const auto& to : p.grad_weights) weights = weights || to.w_ih || to.w_hh || to.bias || to.w_hr;
     for (int thread = 0; thread < p.plan.threads; ++thread) {
       const S** pointers = arena.take<const S*>(g.batch);
       GradientScratch<S> scratch;
-      scratch.layout(arena, p.g, gate_rows(g));
+      scratch.layout(arena, p.g, gate_rows(g), weights, p.grad_input != nullptr);
       if (thread == rank) {
         w.rows = pointers;
         w.scratch = scratch;

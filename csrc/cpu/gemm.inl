@@ -1,7 +1,7 @@
 // The one matrix product that everything uses: a tile of R rows times a panel of four vectors of columns, held in
-// registers. Each element is accumulated over k strictly in order, in blocks of fixed length, whatever the tile or the
-// number of threads, so neither changes a bit of the result. A block is summed from zero and then added: one chain
-// over thousands of products would lose a bit of accuracy for every fourfold length.
+// registers. Each element is accumulated over k strictly in order, whatever the tile or the number of threads, so
+// neither changes a bit of the result. The order is one of blocks of fixed length, each summed from zero and then added:
+// in one chain over hundreds of products the rounding errors would grow to several times those of a good library.
 
 // Rows of a tile: R * 4 accumulators, the panel's row and one factor must fit the register file.
 #if CUSTOMLSTM_VECTOR_BYTES == 64
@@ -24,6 +24,10 @@ CUSTOMLSTM_INLINE int64_t padded(int64_t n) {
   return ceil_div(n, panel_width<S>()) * panel_width<S>();
 }
 
+// Products that are summed from zero before they are added to the rest. Weight gradients get shorter blocks: their
+// terms have no activation to damp them, and their sums are the longest.
+constexpr int64_t kSumBlock = 128, kGradientSumBlock = 32;
+
 template <class S, int R>
 struct Tile {
   Vec<S> acc[R][kPanelVectors];
@@ -45,26 +49,38 @@ struct Tile {
       for (int v = 0; v < kPanelVectors; ++v)
         acc[r][v] = acc[r][v] + Vec<S>::load(p + r * row_stride + v * Vec<S>::kLanes);
   }
+  CUSTOMLSTM_INLINE void add(const Tile& other) {
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < kPanelVectors; ++v) acc[r][v] = acc[r][v] + other.acc[r][v];
+  }
+  CUSTOMLSTM_INLINE void multiply_one(const S* const (&factors)[R], int64_t k, const S* panel) {
+    Vec<S> b[kPanelVectors];
+    for (int v = 0; v < kPanelVectors; ++v) b[v] = Vec<S>::load(panel + v * Vec<S>::kLanes);
+    for (int r = 0; r < R; ++r) {
+      const Vec<S> a = Vec<S>::broadcast(factors[r][k]);
+      for (int v = 0; v < kPanelVectors; ++v) acc[r][v] = fma(a, b[v], acc[r][v]);
+    }
+  }
   // acc += rows[r][k] * panel[k], k = 0 .. depth - 1
   CUSTOMLSTM_INLINE void multiply(const S* const (&rows)[R], const S* panel, int64_t depth) {
-    for (int64_t k = 0; k < depth; ++k, panel += panel_width<S>()) {
-      Vec<S> b[kPanelVectors];
-      for (int v = 0; v < kPanelVectors; ++v) b[v] = Vec<S>::load(panel + v * Vec<S>::kLanes);
-      for (int r = 0; r < R; ++r) {
-        const Vec<S> a = Vec<S>::broadcast(rows[r][k]);
-        for (int v = 0; v < kPanelVectors; ++v) acc[r][v] = fma(a, b[v], acc[r][v]);
-      }
+    for (int64_t k = 0; k < depth;) {
+      const int64_t end = min64(depth, k + kSumBlock);
+      Tile part;
+      part.zero();
+      for (; k < end; ++k) part.multiply_one(rows, k, panel + k * panel_width<S>());
+      add(part);
     }
   }
   // The same with the R factors of each k side by side.
   CUSTOMLSTM_INLINE void multiply_packed(const S* factors, const S* panel, int64_t depth) {
-    for (int64_t k = 0; k < depth; ++k, panel += panel_width<S>(), factors += R) {
-      Vec<S> b[kPanelVectors];
-      for (int v = 0; v < kPanelVectors; ++v) b[v] = Vec<S>::load(panel + v * Vec<S>::kLanes);
-      for (int r = 0; r < R; ++r) {
-        const Vec<S> a = Vec<S>::broadcast(factors[r]);
-        for (int v = 0; v < kPanelVectors; ++v) acc[r][v] = fma(a, b[v], acc[r][v]);
-      }
+    const S* columns[R];
+    for (int r = 0; r < R; ++r) columns[r] = factors + r;
+    for (int64_t k = 0; k < depth;) {
+      const int64_t end = min64(depth, k + kGradientSumBlock);
+      Tile part;
+      part.zero();
+      for (; k < end; ++k) part.multiply_one(columns, k * R, panel + k * panel_width<S>());
+      add(part);
     }
   }
 };

@@ -32,13 +32,14 @@ struct GradientScratch {
   S* grad_input;    // [kInputRows][padded L]
   const S** rows;   // [kInputRows]
 
-  CUSTOMLSTM_INLINE void layout(Arena& arena, const Geometry& g, int64_t gate_rows) {
-    const int64_t most = gate_rows > g.output_size ? gate_rows : g.output_size;
+  // Frozen weights and an input without gradient take nothing.
+  CUSTOMLSTM_INLINE void layout(Arena& arena, const Geometry& g, int64_t gate_rows, bool weights, bool input) {
+    const int64_t most = !weights ? 0 : gate_rows > g.output_size ? gate_rows : g.output_size;
     factors = arena.take<S>(ceil_div(most, kTileRows) * kTileRows * kWeightDepth);
-    panel = arena.take<S>(kWeightDepth * panel_width<S>());
+    panel = arena.take<S>(weights ? kWeightDepth * panel_width<S>() : 0);
     row = arena.take<S>(most);
-    grad_input = arena.take<S>(kInputRows * padded<S>(g.input_size));
-    rows = arena.take<const S*>(kInputRows);
+    grad_input = arena.take<S>(input ? kInputRows * padded<S>(g.input_size) : 0);
+    rows = arena.take<const S*>(input ? kInputRows : 0);
   }
 };
 

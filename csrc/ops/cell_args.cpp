@@ -36,23 +36,21 @@ size_t read_activation(const std::vector<double>& args, size_t at, const char* r
                 x[j] < x[j + 1],
             "cell_args: the knots of ", role, " must be finite and x strictly increasing");
     }
-    for (size_t j = 1; j + 1 < n; ++j) tables.push_back(x[j]);
+    tables.insert(tables.end(), x, x + n - 1);
+    tables.insert(tables.end(), y, y + n - 1);
     for (size_t j = 0; j + 1 < n; ++j) tables.push_back((y[j + 1] - y[j]) / (x[j + 1] - x[j]));
-    for (size_t j = 0; j + 1 < n; ++j) {
-      tables.push_back(y[j] - (y[j + 1] - y[j]) / (x[j + 1] - x[j]) * x[j]);
-    }
   }
   return at + kHeader + 2 * n;
 }
 
-// The tables of an activation lie one after the other: breaks, slopes, intercepts.
+// The tables of an activation lie one after the other: x, y, slope.
 template <class S>
 void point_into(const S*& tables, int32_t segments, Activation<S>& f) {
   if (segments == 0) return;
-  f.breaks = tables;
-  f.slopes = tables + (segments - 1);
-  f.intercepts = f.slopes + segments;
-  tables = f.intercepts + segments;
+  f.x = tables;
+  f.y = f.x + segments;
+  f.slope = f.y + segments;
+  tables = f.slope + segments;
 }
 
 bool is(const Activation<double>& f, ActivationKind kind) { return f.kind == kind; }

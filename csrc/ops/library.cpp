@@ -65,7 +65,10 @@ LayerGradients lstm_cell_backward(OptionalTensor grad_h_1, OptionalTensor grad_c
 std::string cpu_isa() { return kernels().name; }
 
 std::string build_info() {
-  return std::string("interface ") + std::to_string(CUSTOMLSTM_INTERFACE) + ", compiler " +
+  std::string kernels = "default";
+  if (kernels_avx2()) kernels += " avx2";
+  if (kernels_avx512()) kernels += " avx512";
+  return "interface " + std::to_string(CUSTOMLSTM_INTERFACE) + "; CPU kernels " + kernels + "; compiler " +
 #if defined(__clang__)
          "clang " __clang_version__
 #elif defined(__GNUC__)
@@ -73,7 +76,7 @@ std::string build_info() {
 #else
          "unknown"
 #endif
-         + (kernels_avx2() ? ", x86-64 with AVX2 and AVX-512 kernels" : ", portable kernels only");
+      ;
 }
 
 }  // namespace

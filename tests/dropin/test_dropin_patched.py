@@ -10,7 +10,13 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence, pad_sequence
+from torch.nn.utils.rnn import (
+    PackedSequence,
+    pack_padded_sequence,
+    pack_sequence,
+    pad_packed_sequence,
+    pad_sequence,
+)
 
 import customlstm
 
@@ -109,7 +115,9 @@ def test_dropout_acts_between_layers_and_in_training_only() -> None:
 def test_dropout_of_1_leaves_the_first_layer_without_gradient() -> None:
     lstm = nn.LSTM(3, 4, 2, dropout=1.0)
     lstm(torch.randn(5, 2, 3))[0].sum().backward()
-    assert not lstm.weight_ih_l0.grad.any() and not lstm.weight_ih_l1.grad.any() and lstm.bias_ih_l1.grad.any()
+    assert (
+        not lstm.weight_ih_l0.grad.any() and not lstm.weight_ih_l1.grad.any() and lstm.bias_ih_l1.grad.any()
+    )
 
 
 def test_initial_weights_are_uniform() -> None:

@@ -1,7 +1,8 @@
-"""Whole models, trained once with ``torch.nn`` and once with ``customlstm`` in its place, and nothing else changed.
+"""Whole models, trained once with ``torch.nn`` and once with ``customlstm`` in its place.
 
-The same seed makes the same weights, draws the same data and the same dropout; after 200 steps the losses must agree
-within 1e-4. (They agree far better in float64, but training amplifies every rounding, and how much is the model's.)
+The same seed makes the same weights, draws the same data and the same dropout; after 200 steps the
+losses must agree within 1e-4. (They agree far better in float64, but training amplifies every rounding,
+and how much is the model's.)
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Library = ModuleType  # torch.nn, or customlstm
 
 
 class Seq2Seq(nn.Module):
-    """Reverses a sequence: the encoder's states start the decoder, which is fed the right answer (teacher forcing)."""
+    """Reverses a sequence: the encoder's states start the decoder, which is fed the right answer."""
 
     def __init__(self, library: Library) -> None:
         super().__init__()

@@ -1,137 +1,297 @@
-"""Laws that hold for every shape and option, on examples that hypothesis chooses (the same in every run)."""
+"""Laws that hold for every shape and option, on examples that hypothesis chooses (the same ones in
+every run).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from support_compare import assert_close, assert_same_bits
+from support_ops import CELLS, RESULTS, Case, LayerCall, make_call, ops, run_layer, run_reference
+from support_torch import run_nn_lstm
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import customlstm
 
-CELLS = [
-    None,
-    customlstm.Cell("hard_sigmoid", "hard_tanh", "softsign"),
-    customlstm.Cell(customlstm.PiecewiseLinear([-2, 0, 2], [0, 0.5, 1]), "elu", "identity"),
-]
-laws = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
+DTYPES = [torch.float32, torch.float64]
 
 
 @st.composite
-def problems(draw: st.DrawFn) -> dict[str, Any]:
-    """Sizes and options of a module and its input."""
+def cases(draw: st.DrawFn, layouts: str = "padded packed lengths", **fixed: Any) -> Case:
+    """Sizes and options of one layer call; ``fixed`` are not drawn."""
     hidden = draw(st.integers(1, 40))
-    return {
+    cell = draw(st.sampled_from(sorted(CELLS)))
+    drawn = {
         "steps": draw(st.integers(1, 9)),
         "batch": draw(st.integers(1, 20)),
         "features": draw(st.integers(1, 20)),
         "hidden": hidden,
-        "options": {
-            "num_layers": draw(st.integers(1, 2)),
-            "bidirectional": draw(st.booleans()),
-            "bias": draw(st.booleans()),
-            "proj_size": draw(st.integers(0, hidden - 1)),
-        },
-        "cell": draw(st.sampled_from(CELLS)),
+        "projection": draw(st.integers(0, hidden - 1)),
+        "bias": draw(st.booleans()),
+        "bidirectional": draw(st.booleans()),
+        "layout": draw(st.sampled_from(layouts.split())),
+        "resets": draw(st.sampled_from(["none", "first", "every", "some"])),
+        "given": draw(st.booleans()),
+        "cell": cell,
+        # gates that are not bounded make the states explode, and every rounding with them
+        "gain": 0.3 if cell.endswith("gate") else 1.0,
         "seed": draw(st.integers(0, 1000)),
+        "dtype": draw(st.sampled_from(DTYPES)),
     }
+    return Case(**(drawn | fixed))
 
 
-def build(problem: dict[str, Any], **more: Any) -> tuple[customlstm.LSTM, Tensor]:
-    torch.manual_seed(problem["seed"])
-    options = problem["options"] | {"cell": problem["cell"], "dtype": torch.float64} | more
-    module = customlstm.LSTM(problem["features"], problem["hidden"], **options)
-    return module, torch.randn(
-        problem["steps"], problem["batch"], problem["features"], dtype=options["dtype"]
+def forward(call: LayerCall) -> dict[str, Tensor]:
+    return dict(zip(RESULTS, ops.lstm_layer(*call.arguments(), 1), strict=False))
+
+
+def columns(call: LayerCall, index: Any) -> LayerCall:
+    """Some sequences of a padded call, in some order."""
+    return call.replace(
+        input=call.input[:, index],
+        h_0=None if call.h_0 is None else call.h_0[:, index],
+        c_0=None if call.c_0 is None else call.c_0[:, index],
+        lengths=None if call.lengths is None else call.lengths[index],
+        resets=None if call.resets is None else call.resets[:, index],
     )
 
 
-def run(module: nn.Module, *args: Any, **options: Any) -> list[Tensor]:
-    output, states = module(*args, **options)
-    return [output, *states]
+# --- three implementations ---
 
 
-@laws
-@given(problems(), st.booleans())
-def test_fused_equals_reference_with_every_gradient(problem: dict[str, Any], ragged: bool) -> None:
-    module, x = build(problem)
-    lengths = torch.randint(0, len(x) + 1, (x.size(1),)) if ragged else None
-    resets = torch.rand(x.shape[:2]) < 0.2 if ragged else None
-    results = []
-    for backend in ("fused", "reference"):
-        with customlstm.use_backend(backend):
-            leaf = x.clone().requires_grad_()
-            outputs = run(module, leaf, lengths=lengths, resets=resets)
-            weights = [torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y) for y in outputs]
-            loss = sum((y * w).sum() for y, w in zip(outputs, weights, strict=True))
-            results.append([*outputs, *torch.autograd.grad(loss, [leaf, *module.parameters()])])
-    for fused, reference in zip(*results, strict=True):
-        torch.testing.assert_close(fused, reference, atol=1e-11, rtol=1e-11)
+@given(cases(dtype=torch.float64))
+@example(Case(9, 20, 20, 40, 39, layout="lengths", resets="some", bidirectional=True))
+def test_fused_is_the_reference(case: Case) -> None:
+    call = make_call(case)
+    # Unbounded activations give large values: there the bound is relative.
+    assert_close(run_layer(call), run_reference(call), case, tolerance=1e-12, relative=1e-12)
 
 
-@laws
-@given(problems())
-def test_plain_cell_equals_nn_lstm(problem: dict[str, Any]) -> None:
-    module, x = build(problem | {"cell": None}, backend="fused")
-    standard = nn.LSTM(problem["features"], problem["hidden"], dtype=torch.float64, **problem["options"])
-    standard.load_state_dict(module.state_dict())
-    for ours, theirs in zip(run(module, x), run(standard, x), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+@given(cases("padded packed", dtype=torch.float64, cell="standard", gain=1.0, resets="none"))
+def test_fused_is_nn_lstm(case: Case) -> None:
+    call = make_call(case)
+    assert_close(run_layer(call, results=RESULTS[:3]), run_nn_lstm(call), case)
 
 
-@laws
-@given(problems(), st.integers(0, 9), st.sampled_from([torch.float32, torch.float64]))
-def test_a_sequence_in_two_pieces_gives_the_same_bits(
-    problem: dict[str, Any], cut: int, dtype: torch.dtype
-) -> None:
-    problem["options"]["bidirectional"] = False
-    module, x = build(problem, backend="fused", dtype=dtype)
-    cut = min(cut, len(x))
-    whole, (h_n, c_n) = module(x)
-    first, state = module(x[:cut])
-    second, (h, c) = module(x[cut:], state)
-    assert torch.equal(torch.cat([first, second]), whole)
-    assert torch.equal(h, h_n) and torch.equal(c, c_n)
+@given(
+    cases(dtype=torch.float64, resets="none", given=False),
+    st.integers(1, 3),
+    st.booleans(),
+    st.sampled_from(["padded", "packed", "unbatched"]),
+)
+def test_modules(case: Case, layers: int, batch_first: bool, layout: str) -> None:
+    """Fused, reference, and with the standard cell ``nn.LSTM``: what the modules add to one layer."""
+    options: dict[str, Any] = dict(
+        num_layers=layers, bias=case.bias, batch_first=batch_first, bidirectional=case.bidirectional,
+        proj_size=case.projection, dtype=torch.float64,
+    )  # fmt: skip
+    torch.manual_seed(case.seed)
+    modules = [customlstm.LSTM(case.features, case.hidden, **options, cell=CELLS[case.cell], backend="fused")]
+    modules.append(
+        customlstm.LSTM(case.features, case.hidden, **options, cell=CELLS[case.cell], backend="reference")
+    )
+    if CELLS[case.cell].is_standard:
+        modules.append(nn.LSTM(case.features, case.hidden, **options))
+    size = (case.batch, case.steps) if batch_first else (case.steps, case.batch)
+    x = torch.randn(*size, case.features, dtype=torch.float64)
+    if layout == "unbatched":
+        x = x[0] if batch_first else x[:, 0]
+    lengths = torch.randint(1, case.steps + 1, (case.batch,))
+    found = []
+    for module in modules:
+        module.load_state_dict(modules[0].state_dict())
+        leaf = x.clone().requires_grad_()
+        given = (
+            pack_padded_sequence(leaf, lengths, batch_first, enforce_sorted=False)
+            if layout == "packed"
+            else leaf
+        )
+        output, (h_n, c_n) = module(given)
+        output = output.data if layout == "packed" else output
+        loss = sum(
+            (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum() for y in (output, h_n, c_n)
+        )
+        names = ["input", *(name for name, _ in module.named_parameters())]
+        gradients = torch.autograd.grad(loss, [leaf, *module.parameters()], allow_unused=True)
+        found.append({"output": output, "h_n": h_n, "c_n": c_n} | dict(zip(names, gradients, strict=True)))
+    for other in found[1:]:
+        assert_close(found[0], other, f"{case} {layers} layers {layout}", relative=1e-12)
 
 
-@laws
-@given(problems(), st.randoms(use_true_random=False))
-def test_the_order_of_the_batch_changes_no_bit(problem: dict[str, Any], random: Any) -> None:
-    module, x = build(problem, backend="fused")
-    lengths = torch.tensor([random.randint(0, len(x)) for _ in range(x.size(1))])
-    order = torch.tensor(random.sample(range(x.size(1)), x.size(1)))
-    output, (h_n, c_n) = module(x, lengths=lengths)
-    shuffled, (h, c) = module(x[:, order], lengths=lengths[order])
-    assert torch.equal(shuffled, output[:, order])
-    assert torch.equal(h, h_n[:, order]) and torch.equal(c, c_n[:, order])
+# --- laws ---
 
 
-@laws
-@given(problems(), st.randoms(use_true_random=False))
-def test_lengths_equal_packing(problem: dict[str, Any], random: Any) -> None:
-    module, x = build(problem, backend="fused")
-    lengths = torch.tensor([random.randint(1, len(x)) for _ in range(x.size(1))])
-    packed = nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
-    output, (h_n, c_n) = module(packed)
-    padded, _ = nn.utils.rnn.pad_packed_sequence(output, total_length=len(x))
-    expected, (h, c) = module(x, lengths=lengths)
-    assert torch.equal(padded, expected)
-    assert torch.equal(h_n, h) and torch.equal(c_n, c)
+@given(cases("padded lengths"), st.randoms(use_true_random=False))
+def test_the_order_of_the_batch_changes_no_bit(case: Case, random: Any) -> None:
+    call = make_call(case)
+    order = torch.tensor(random.sample(range(case.batch), case.batch))
+    expected = {name: y[:, order] for name, y in forward(call).items()}
+    assert_same_bits(forward(columns(call, order)), expected, case)
 
 
-@laws
-@given(problems(), st.integers(1, 8))
-def test_a_reset_equals_running_the_pieces(problem: dict[str, Any], at: int) -> None:
-    problem["options"]["num_layers"] = 1
-    module, x = build(problem, backend="fused")
-    at = min(at, len(x) - 1)
-    if at == 0:
-        return
-    resets = torch.zeros(x.shape[:2], dtype=torch.bool)
-    resets[at] = True
-    output, _ = module(x, resets=resets)
-    assert torch.equal(output, torch.cat([module(x[:at])[0], module(x[at:])[0]]))
+@given(cases("padded lengths"), st.data())
+def test_a_sequence_alone_gives_the_same_bits(case: Case, data: st.DataObject) -> None:
+    """Alone, and cut off at its own length."""
+    call = make_call(case)
+    b = data.draw(st.integers(0, case.batch - 1))
+    alone = columns(call, slice(b, b + 1))
+    expected = {name: y[:, b : b + 1] for name, y in forward(call).items()}
+    if call.lengths is not None:
+        n = int(call.lengths[b])
+        alone = alone.replace(
+            input=alone.input[:n], lengths=None, resets=None if alone.resets is None else alone.resets[:n]
+        )
+        for name in ("output", "c_all"):
+            assert not expected[name][n:].any(), f"{name} is not zero beyond a length"
+            expected[name] = expected[name][:n]
+    assert_same_bits(forward(alone), expected, case)
+
+
+@given(cases("padded", bidirectional=False), st.data())
+def test_a_sequence_in_pieces_gives_the_same_bits(case: Case, data: st.DataObject) -> None:
+    """Split anywhere, the state handed on: streaming is running the whole, to the last bit."""
+    call = make_call(case)
+    expected = forward(call)
+    cuts = sorted(data.draw(st.lists(st.integers(0, case.steps), max_size=3)))
+    pieces: list[dict[str, Tensor]] = []
+    states = (call.h_0, call.c_0)
+    for begin, end in zip([0, *cuts], [*cuts, case.steps], strict=True):
+        resets = None if call.resets is None else call.resets[begin:end]
+        piece = call.replace(input=call.input[begin:end], h_0=states[0], c_0=states[1], resets=resets)
+        pieces.append(forward(piece))
+        states = (pieces[-1]["h_n"], pieces[-1]["c_n"])
+    found = {
+        "output": torch.cat([p["output"] for p in pieces]),
+        "h_n": states[0],
+        "c_n": states[1],
+        "c_all": torch.cat([p["c_all"] for p in pieces]),
+    }
+    assert_same_bits(found, expected, case)
+
+
+@given(cases("packed", given=True))
+def test_lengths_are_packing(case: Case) -> None:
+    packed = make_call(case)
+    steps, sizes = packed.batch_sizes.numel(), packed.batch_sizes
+    valid = torch.arange(case.batch) < sizes.unsqueeze(1)
+
+    def pad(rows: Tensor) -> Tensor:
+        return rows.new_zeros(steps, case.batch, rows.size(-1)).index_put((valid,), rows)
+
+    padded = packed.replace(input=pad(packed.input), batch_sizes=None, lengths=valid.sum(0))
+    actual, expected = run_layer(padded, results=["h_n", "c_n"]), run_layer(packed, results=["h_n", "c_n"])
+    expected["gradient of input"] = pad(expected["gradient of input"])
+    assert_same_bits(actual, expected, case)
+    whole = forward(packed)
+    assert_same_bits(forward(padded), whole | {name: pad(whole[name]) for name in ("output", "c_all")}, case)
+
+
+@given(cases("padded", resets="some"))
+def test_resets_are_running_the_pieces(case: Case) -> None:
+    """Each sequence cut at its own resets; in both directions, each piece from zero but for the outermost."""
+    call = make_call(case)
+    expected = forward(call)
+    for b in range(min(case.batch, 3)):
+        cuts = [t for t in range(1, case.steps) if call.resets[t, b]]
+        found: list[dict[str, Tensor]] = []
+        for begin, end in zip([0, *cuts], [*cuts, case.steps], strict=True):
+            piece = columns(call, slice(b, b + 1)).replace(
+                input=call.input[begin:end, b : b + 1], resets=None
+            )
+            if piece.h_0 is not None:
+                h_0, c_0 = piece.h_0.clone(), piece.c_0.clone()
+                for state in (h_0, c_0):
+                    if begin > 0 or call.resets[0, b]:
+                        state[0] = 0.0
+                    if end < case.steps and case.bidirectional:
+                        state[1] = 0.0
+                piece = piece.replace(h_0=h_0, c_0=c_0)
+            found.append(forward(piece))
+        joined = {name: torch.cat([piece[name] for piece in found]) for name in ("output", "c_all")}
+        for name, first_row in (("h_n", 0), ("c_n", 0)):
+            parts = [found[-1][name][first_row : first_row + 1]]
+            joined[name] = torch.cat([*parts, found[0][name][1:]])
+        one = {name: expected[name][:, b : b + 1] for name in joined}
+        assert_same_bits(joined, one, f"{case} sequence {b} cut at {cuts}")
+
+
+@given(cases("padded lengths", bidirectional=True))
+def test_the_reverse_direction_is_the_forward_one_on_the_reversed_sequence(case: Case) -> None:
+    call = make_call(case)
+    count = len(call.weights) // 2
+    steps = torch.arange(case.steps).unsqueeze(1)
+    lengths = torch.full((case.batch,), case.steps) if call.lengths is None else call.lengths
+    # step t of a reversed sequence is step length - 1 - t; the padding stays where it is
+    turned = torch.where(steps < lengths, lengths - 1 - steps, steps)
+    resets = call.resets
+    if resets is not None:
+        # a cut before step t lies, seen from the end, before step length - t
+        before = torch.where((steps > 0) & (steps < lengths), lengths - steps, 0)
+        resets = resets.gather(0, before) & (before > 0)
+
+    def reverse(x: Tensor) -> Tensor:
+        return x.gather(0, turned.unsqueeze(-1).expand_as(x))
+
+    single = call.replace(
+        input=reverse(call.input),
+        weights=call.weights[count:],
+        h_0=None if call.h_0 is None else call.h_0[1:],
+        c_0=None if call.c_0 is None else call.c_0[1:],
+        resets=resets,
+        bidirectional=False,
+    )
+    both, found = forward(call), forward(single)
+    expected = {
+        "output": both["output"][..., both["output"].size(-1) // 2 :],
+        "h_n": both["h_n"][1:],
+        "c_n": both["c_n"][1:],
+        "c_all": both["c_all"][..., case.hidden :],
+    }
+    found = {name: reverse(y) if name in ("output", "c_all") else y for name, y in found.items()}
+    assert_same_bits(found, expected, case)
+
+
+@given(cases("padded", steps=1, bidirectional=False, resets="none", given=True))
+def test_a_single_step_is_a_layer_of_one_step(case: Case) -> None:
+    call = make_call(case)
+    h_1, c_1, c_all, _, _ = ops.lstm_cell(
+        call.input[0],
+        call.h_0[0],
+        call.c_0[0],
+        call.weights,
+        call.cell,
+        call.cell_args,
+        call.bias,
+        call.projection,
+        1,
+    )
+    expected = forward(call)
+    found = {
+        "output": h_1.unsqueeze(0),
+        "h_n": h_1.unsqueeze(0),
+        "c_n": c_1.unsqueeze(0),
+        "c_all": c_all.unsqueeze(0),
+    }
+    assert_same_bits(found, expected, case)
+
+
+@given(cases(dtype=torch.float64), st.floats(-3, 3))
+def test_gradients_are_linear_in_what_they_are_given(case: Case, factor: float) -> None:
+    """Backward of a times the gradients is a times backward: nothing in it depends on anything else."""
+    call = make_call(dataclasses.replace(case, dtype=torch.float64))
+    results = ops.lstm_layer(*call.arguments(), 2)
+    needs = [1, *[int(call.h_0 is not None)] * 2, *[1] * len(call.weights)]
+    gradients = [torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y) for y in results[:4]]
+
+    def backward(scale: float) -> dict[str, Tensor]:
+        given = [scale * g for g in gradients]
+        *named, weights = ops.lstm_layer_backward(*given, *call.arguments(), results[0], *results[3:], needs)
+        return {str(k): g for k, g in enumerate([*named, *weights])}
+
+    expected = {name: factor * g for name, g in backward(1.0).items()}
+    assert_close(backward(factor), expected, case, relative=1e-11)
