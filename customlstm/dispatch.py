@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import _C, Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
 
 from . import _binary, ops
 from .kernels import AUTOCAST_KEYS
@@ -26,7 +24,6 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 _TRANSFORMED = "a torch.func transform (vmap, grad, jvp) is active, and no fused kernel has rules for it"
 _PLAIN = {Tensor, torch.nn.Parameter}
-_TRACED = (FakeTensor, FunctionalTensor)
 _override: ContextVar[str | None] = ContextVar("customlstm_backend", default=None)
 # The contexts open now, in every thread. Compiled graphs are guarded by it, so that one made inside a context
 # is not used outside, and it spares every other call the look at the context variable.
@@ -179,7 +176,7 @@ def choose(backend: str, cell: str, tensors: Sequence[Tensor]) -> Kernels:
         reason = why_not_fused(input.device, input.dtype, cell, tensors)
         if reason is None and not torch.jit.is_tracing():
             return _FUSED
-        if backend == "fused" and not any(t.is_meta or isinstance(t, _TRACED) for t in tensors):
+        if backend == "fused" and not any(map(_has_no_data, tensors)):
             _refuse(reason)
         if is_traced(tensors):
             return _FUSED_OPERATORS
@@ -190,7 +187,19 @@ def choose(backend: str, cell: str, tensors: Sequence[Tensor]) -> Kernels:
 
 def is_traced(tensors: Sequence[Tensor]) -> bool:
     """Whether the call is recorded or has no data, so that it must stay one operator."""
-    return torch.jit.is_tracing() or any(t.is_meta or isinstance(t, _TRACED) for t in tensors)
+    return torch.jit.is_tracing() or any(map(_has_no_data, tensors))
+
+
+def _has_no_data(tensor: Tensor) -> bool:
+    if tensor.is_meta:
+        return True
+    if type(tensor) in _PLAIN:
+        return False
+    # Not at the top of the file: importing the second prints a warning where numpy is not installed.
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    return isinstance(tensor, (FakeTensor, FunctionalTensor))
 
 
 def _refuse(reason: str | None) -> None:
