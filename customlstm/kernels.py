@@ -25,10 +25,24 @@ def fake_forward(family: Family) -> Callable[..., tuple[Tensor, ...]]:
 
     def fake(*args: Any) -> tuple[Tensor, ...]:
         _check(family, args)
+        _check_devices(args[0], args)
         _, _, sizes = family.layout(*args[:-1])
         return (*[args[0].new_empty(size) for size in sizes], *_kept(family, args, Tensor.new_empty))
 
     return fake
+
+
+def _check_devices(input: Tensor, args: Sequence[Any]) -> None:
+    """One tensor on the meta device makes torch call the fake kernel for all; only lengths may be elsewhere."""
+    for value in args:
+        for tensor in value if isinstance(value, (list, tuple)) else [value]:
+            if not isinstance(tensor, Tensor) or tensor.device.type == input.device.type:
+                continue
+            if tensor.is_floating_point() or tensor.device.type == "meta":
+                raise RuntimeError(
+                    f"customlstm: all tensors of a call must be on one device, got one on {tensor.device} "
+                    f"besides input on {input.device}; move it there"
+                )
 
 
 def _check(family: Family, args: Sequence[Any]) -> None:
@@ -59,6 +73,7 @@ def fake_backward(family: Family) -> Callable[..., tuple[Any, ...]]:
     """Gradients are contiguous; those that nobody asked for are of shape [0]."""
 
     def fake(*args: Any) -> tuple[Any, ...]:
+        _check_devices(args[family.differentiable], args)
         inputs, needs = args[family.differentiable :], args[-1]
         flat = (*inputs[:NAMED], *inputs[NAMED])
         grads = [inputs[0].new_empty(x.shape if need else [0]) for x, need in zip(flat, needs, strict=True)]

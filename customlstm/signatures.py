@@ -206,7 +206,8 @@ def _check_layer_values(input: Tensor, h_0: Tensor | None, *rest: Any) -> None:
     _, _, batch_sizes, lengths, *_ = rest
     if batch_sizes is not None:
         sizes = batch_sizes.tolist()
-        falling = all(a >= b for a, b in zip([h_0.size(1), *sizes], [*sizes, 1], strict=True))
+        pairs = zip([h_0.size(1), *sizes], [*sizes, 1], strict=True)
+        falling = not sizes or all(a >= b for a, b in pairs)
         _require(
             falling and sum(sizes) == input.size(0),
             lambda: (

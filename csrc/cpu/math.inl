@@ -62,8 +62,10 @@ CUSTOMLSTM_INLINE Vec<S> expm1(const Vec<S>& x) {
 
 template <class S>
 CUSTOMLSTM_INLINE Vec<S> sigmoid(const Vec<S>& x) {
-  const Vec<S> one = Vec<S>::broadcast(S(1));
-  return one / (one + exp(-x));
+  using V = Vec<S>;
+  const V one = V::broadcast(S(1));
+  // Exactly zero where exp() stops growing: the smallest normal number times an infinity would not be NaN.
+  return select_gt(V::broadcast(-MathConstants<S>::kRange), x, V::broadcast(S(0)), one / (one + exp(-x)));
 }
 
 template <class S>
