@@ -33,7 +33,7 @@ def fake_forward(family: Family) -> Callable[..., tuple[Tensor, ...]]:
 
 
 def _check_devices(input: Tensor, args: Sequence[Any]) -> None:
-    """One tensor on the meta device makes torch call the fake kernel for all; only lengths may be elsewhere."""
+    """One meta tensor makes torch call the fake kernel for all. Only lengths may be on another device."""
     for value in args:
         for tensor in value if isinstance(value, (list, tuple)) else [value]:
             if not isinstance(tensor, Tensor) or tensor.device.type == input.device.type:
