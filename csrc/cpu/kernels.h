@@ -6,22 +6,10 @@
 #include <cstdint>
 
 #include "../cells/activation.h"
+#include "../types.h"
 #include "team.h"
 
 namespace customlstm {
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Half {
-  uint16_t bits;
-};
-
-enum class StorageType : int32_t { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
-constexpr int32_t kStorageTypes = 4;
-
-enum class CellKind : int32_t { kStandard = 0, kConfigurable = 1 };
-constexpr int32_t kCellKinds = 2;
 
 // How the work is divided (plan.h decides). Sequences are dealt into `groups`; with `share_units` there is one group
 // and the whole team works on each step, every thread on its own hidden units.

@@ -1,0 +1,21 @@
+// Number formats and cell kinds, known to the torch side, the CPU kernels and the CUDA kernels alike. Plain data.
+#pragma once
+
+#include <cstdint>
+
+namespace customlstm {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+enum class StorageType : int32_t { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
+constexpr int32_t kStorageTypes = 4;
+
+enum class CellKind : int32_t { kStandard = 0, kConfigurable = 1 };
+constexpr int32_t kCellKinds = 2;
+
+}  // namespace customlstm
