@@ -1,0 +1,201 @@
+// One layer forward on a GPU: every step is a product of the recurrent weights with the hidden states, then the cell.
+//
+// A launch covers steps [first_step, last_step). kStep runs one phase of one step a launch, the end of the launch being
+// the barrier between blocks; kGrid and kCluster run all steps in one launch.
+#pragma once
+
+#include "block.h"
+#include "scalar.h"
+
+namespace customlstm {
+namespace cuda {
+
+template <class M>
+struct ForwardKernelParams {
+  using T = typename M::T;
+  using S = typename M::S;
+  RecurrenceParams r;
+  CellParams<S> cell;
+  const S* bias;        // [D, 4, H]: the sum of both
+  const S* gates_x;     // [rows, D, 4, H], may be the array `gates`
+  T* output;            // [rows, D, P]
+  T* h_n;
+  T* c_n;
+  S* c_all;             // or null
+  S* gates;             // or null
+  S* hidden;            // or null
+  S* c;                 // [D, B, H]: cell state
+};
+
+template <class M, class CellT, int kColumnTiles, Variant kVariant>
+struct ForwardKernel {
+  using T = typename M::T;
+  using S = typename M::S;
+  using Params = ForwardKernelParams<M>;
+  using BlockT = Block<M, kColumnTiles, kVariant>;
+  static constexpr int kThreads = 256;
+  static constexpr const char* kName = "customlstm forward";
+  static constexpr int kGates = CellT::kGates;
+
+  // What one thread needs of one unit of one sequence, apart from the product; loaded before the wait for it.
+  struct Item {
+    bool active, cut;
+    int64_t b, unit, row;
+    S gates[kGates], c;
+  };
+
+  const Params& p;
+  BlockT block;
+
+  CUSTOMLSTM_DEVICE explicit ForwardKernel(const Params& params) : p(params), block(params.r) {}
+
+  CUSTOMLSTM_DEVICE static void run(const Params& params) { ForwardKernel(params).run_steps(); }
+
+  CUSTOMLSTM_DEVICE void run_steps() {
+    const RecurrenceParams& r = p.r;
+    const int64_t longest = block.longest();
+    block.load();
+    Item next = {};
+    bool loaded = false;
+    for (int64_t s = r.first_step; s < r.last_step; ++s) {
+      const int64_t t = time(s);
+      if (t >= longest) continue;
+      if (r.phase != 1) {
+        if (!loaded) next = load_item(t, 0, device::thread_index());
+        cell_phase(s, t, next);
+      }
+      if (r.size.projection) {
+        if constexpr (BlockT::kResident) block.exchange_second(r.tiling.units);
+        if (r.phase != 0) projection_phase(s, t);
+      }
+      if constexpr (BlockT::kResident) {
+        const int64_t after = time(s + 1);
+        loaded = s + 1 < r.last_step && after < longest;
+        if (!loaded) continue;   // nobody reads the last step's states
+        next = load_item(after, 0, device::thread_index());
+        block.exchange_first((s + 1) & 1, r.size.projection ? r.tiling.state_rows : r.tiling.units);
+      }
+    }
+  }
+
+  CUSTOMLSTM_DEVICE int64_t time(int64_t s) const { return block.direction == 0 ? s : p.r.size.steps - 1 - s; }
+  CUSTOMLSTM_DEVICE int64_t length(int64_t b) const { return length_of(p.r.size, p.r.sequences, b); }
+  CUSTOMLSTM_DEVICE bool is_last(int64_t t, int64_t b) const {
+    return block.direction == 0 ? t + 1 == length(b) : t == 0;
+  }
+
+  template <class X>
+  CUSTOMLSTM_DEVICE device::Global<X> array(X* data, int64_t count, const char* name) const {
+    return {data, data ? count : 0, name};
+  }
+  // Index of (row, direction, unit) in [rows, D, size], and of (direction, sequence, unit) in [D, B, size].
+  CUSTOMLSTM_DEVICE int64_t in_rows(int64_t row, int64_t size, int64_t unit) const {
+    return (row * p.r.size.directions + block.direction) * size + unit;
+  }
+  CUSTOMLSTM_DEVICE int64_t in_states(int64_t b, int64_t size, int64_t unit) const {
+    return (block.direction * p.r.size.batch + b) * size + unit;
+  }
+  CUSTOMLSTM_DEVICE device::Global<S> cells() const {
+    const Sizes& g = p.r.size;
+    return array(p.c, g.directions * g.batch * g.hidden_size, "c");
+  }
+
+  CUSTOMLSTM_DEVICE Item load_item(int64_t t, int chunk, int index) const {
+    const Sizes& g = p.r.size;
+    Item item = {};
+    item.unit = int64_t(block.x) * p.r.tiling.units + index % p.r.tiling.units;
+    item.b = block.first_column + chunk * BlockT::kChunk + index / p.r.tiling.units;
+    item.active = index < p.r.tiling.units * BlockT::kChunk && item.unit < g.hidden_size && item.b < g.batch &&
+                  t < length(item.b);
+    if (!item.active) return item;
+    item.row = step_row(p.r, t) + item.b;
+    const int64_t edge = block.direction == 0 ? t : t + 1;
+    item.cut = (block.direction == 0 || edge < length(item.b)) && is_reset(g, p.r.sequences, edge, item.b);
+    item.c = item.cut ? S(0) : cells().read(in_states(item.b, g.hidden_size, item.unit));
+    const auto x = array(p.gates_x, g.rows * g.directions * kGates * g.hidden_size, "gates_x");
+    const auto bias = array(p.bias, g.directions * kGates * g.hidden_size, "bias");
+#pragma unroll
+    for (int k = 0; k < kGates; ++k) {
+      item.gates[k] = x.read(in_rows(item.row, kGates * g.hidden_size, k * g.hidden_size + item.unit)) +
+                      bias.read((block.direction * kGates + k) * g.hidden_size + item.unit);
+    }
+    return item;
+  }
+
+  CUSTOMLSTM_DEVICE void cell_phase(int64_t s, int64_t t, const Item& first) const {
+    const int count = p.r.tiling.units * BlockT::kChunk;
+    for (int chunk = 0; chunk < block.chunks(); ++chunk) {
+      if (chunk > 0) device::sync_block();   // the sums of the chunk before are still being read
+      block.multiply_first(s & 1, chunk);
+      for (int index = device::thread_index(); index < count; index += device::block_threads()) {
+        const bool prefetched = chunk == 0 && index == device::thread_index();
+        apply(s, t, index, prefetched ? first : load_item(t, chunk, index), chunk);
+      }
+    }
+  }
+
+  CUSTOMLSTM_DEVICE void apply(int64_t s, int64_t t, int index, const Item& item, int chunk) const {
+    if (!item.active) return;
+    const Sizes& g = p.r.size;
+    const int units = p.r.tiling.units;
+    Scalar<S> a[kGates], c = {item.c}, h, saved[CellT::kSaved];
+#pragma unroll
+    for (int k = 0; k < kGates; ++k) {
+      const S product = block.sum(p.r.first, k * units + index % units, index / units);
+      a[k].x = item.cut ? item.gates[k] : item.gates[k] + product;
+    }
+    CellT::forward(p.cell, a, c, h, saved);
+
+    const int64_t state = in_states(item.b, g.hidden_size, item.unit);
+    const int64_t states = g.directions * g.batch * g.hidden_size, at = in_rows(item.row, g.hidden_size, item.unit);
+    const int column = chunk * BlockT::kChunk + index / units;
+    cells().write(state, c.x);
+    if (is_last(t, item.b)) array(p.c_n, states, "c_n").write(state, M::narrow(c.x));
+    if (p.c_all) array(p.c_all, g.rows * g.directions * g.hidden_size, "c_all").write(at, c.x);
+    if (p.gates) {
+      const auto gates = array(p.gates, g.rows * g.directions * CellT::kSaved * g.hidden_size, "gates");
+#pragma unroll
+      for (int k = 0; k < CellT::kSaved; ++k) {
+        gates.write(in_rows(item.row, CellT::kSaved * g.hidden_size, k * g.hidden_size + item.unit), saved[k].x);
+      }
+    }
+    if (g.projection) {
+      if (p.hidden) array(p.hidden, g.rows * g.directions * g.hidden_size, "hidden").write(at, h.x);
+      block.projection_operand().write(item.unit, column, M::to_element(h.x));
+    } else {
+      write_state(s, t, item.b, item.unit, item.row, column, h.x);
+    }
+  }
+
+  CUSTOMLSTM_DEVICE void write_state(int64_t s, int64_t t, int64_t b, int64_t unit, int64_t row, int column,
+                                     S h) const {
+    const Sizes& g = p.r.size;
+    const T narrow = M::narrow(h);
+    array(p.output, g.rows * g.directions * g.state_size, "output").write(in_rows(row, g.state_size, unit), narrow);
+    if (is_last(t, b)) {
+      array(p.h_n, g.directions * g.batch * g.state_size, "h_n").write(in_states(b, g.state_size, unit), narrow);
+    }
+    block.operand((s + 1) & 1).write(unit, column, M::to_element(h));
+  }
+
+  // h_t = W_hr h.
+  CUSTOMLSTM_DEVICE void projection_phase(int64_t s, int64_t t) const {
+    const Sizes& g = p.r.size;
+    const int rows = p.r.tiling.state_rows, count = rows * BlockT::kChunk;
+    for (int chunk = 0; chunk < block.chunks(); ++chunk) {
+      if (chunk > 0) device::sync_block();
+      block.multiply_second(chunk);
+      for (int index = device::thread_index(); index < count; index += device::block_threads()) {
+        const int64_t unit = int64_t(block.x) * rows + index % rows;
+        const int column = chunk * BlockT::kChunk + index / rows;
+        const int64_t b = block.first_column + column;
+        if (unit >= g.state_size || b >= g.batch || t >= length(b)) continue;
+        write_state(s, t, b, unit, step_row(p.r, t) + b, column,
+                    block.sum(p.r.second, index % rows, index / rows));
+      }
+    }
+  }
+};
+
+}  // namespace cuda
+}  // namespace customlstm

@@ -1,0 +1,28 @@
+#include "cuda_launcher.cuh"
+#include "dispatch.h"
+
+namespace customlstm {
+namespace cuda {
+
+void previous_hidden(StorageType type, const PreviousHiddenParams& params, void* stream) {
+  CudaLauncher launcher{make_stream(stream)};
+  switch (type) {
+    case StorageType::kFloat32: return previous_hidden<float>(params, launcher);
+    case StorageType::kFloat64: return previous_hidden<double>(params, launcher);
+    case StorageType::kBFloat16: return previous_hidden<BFloat16>(params, launcher);
+    case StorageType::kFloat16: return previous_hidden<Half>(params, launcher);
+  }
+}
+
+void zero_padding(const Sizes& size, const Sequences& sequences, int64_t row_bytes, void* rows, void* stream) {
+  CudaLauncher launcher{make_stream(stream)};
+  zero_padding(size, sequences, row_bytes, rows, launcher);
+}
+
+void upload(const void* host, int64_t bytes, void* device, void* stream) {
+  CudaLauncher launcher{make_stream(stream)};
+  upload(launcher, host, bytes, device);
+}
+
+}  // namespace cuda
+}  // namespace customlstm

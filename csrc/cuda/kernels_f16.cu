@@ -1,0 +1,11 @@
+#include "cuda_launcher.cuh"
+#include "driver.h"
+#include "drivers.h"
+
+namespace customlstm {
+namespace cuda {
+
+CUSTOMLSTM_DEFINE_DRIVER(kFloat16, CudaLauncher)
+
+}  // namespace cuda
+}  // namespace customlstm
