@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, _binary
+from . import __version__, _binary, gpu
 
 # What the kernels use or could use, as /proc/cpuinfo spells it.
 _CPU_FEATURES = "avx2 fma f16c avx512f avx512bw avx512_bf16 avx512_fp16 amx_bf16 asimd sve".split()
@@ -72,10 +72,11 @@ def _cpu(status: _binary.Status) -> Iterator[Line]:
 
 
 def _cuda(status: _binary.Status) -> Iterator[Line]:
+    missing = gpu.why_no_gpu()
     if torch.version.cuda is None:
-        yield "GPU", f"none that torch could use: torch {torch.__version__} was built without CUDA"
-    elif not torch.cuda.is_available():
-        yield "GPU", f"none: {_why_no_gpu()}"
+        yield "GPU", f"none that torch could use: {missing}"
+    elif missing is not None:
+        yield "GPU", f"none: {missing}"
     else:
         for device in range(torch.cuda.device_count()):
             major, minor = torch.cuda.get_device_capability(device)
@@ -83,19 +84,16 @@ def _cuda(status: _binary.Status) -> Iterator[Line]:
     cuda = status.build.get("cuda")
     if not status.loaded:
         yield "kernels", "none: the compiled library is not loaded"
-    elif cuda is None:
+        return
+    if cuda is None:
         yield "kernels", f"none: {status.build.get('why_no_cuda') or 'the library was built without them'}"
-    else:
-        archs = cuda.get("archs") or "torch's default architectures"
-        yield "kernels", f"built with CUDA {cuda.get('toolkit')} for {archs}"
-
-
-def _why_no_gpu() -> str:
-    try:
-        torch.cuda.init()
-    except (RuntimeError, AssertionError) as error:
-        return str(error).strip().partition("\n")[0]
-    return "torch.cuda.is_available() is False"
+        return
+    archs = cuda.get("archs") or "torch's default architectures"
+    yield "kernels", f"built with CUDA {cuda.get('toolkit')} for {archs}"
+    for device in range(torch.cuda.device_count() if missing is None else 0):
+        reason = gpu.why_not_device(device)
+        if reason is not None:
+            yield f"not on GPU {device}", reason
 
 
 def _cpuinfo(*keys: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import _C, Tensor
 
-from . import _binary, ops
+from . import _binary, gpu, ops
 from .kernels import AUTOCAST_KEYS
 from .signatures import FAMILIES
 
@@ -30,7 +30,7 @@ _override: ContextVar[str | None] = ContextVar("customlstm_backend", default=Non
 _open: tuple[str, ...] = ()
 _lock = threading.Lock()
 _warned: set[str] = set()
-_compiled_reasons: dict[tuple[str, torch.dtype, str], str | None] = {}
+_compiled_reasons: dict[tuple[torch.device, torch.dtype, str], str | None] = {}
 
 
 class FallbackWarning(UserWarning):
@@ -99,29 +99,33 @@ def why_not_fused(
         cell: the registered name of the cell.
         tensors: the tensors of the call; empty for a question about the device and dtype only.
     """
-    reason = _why_not_compiled(device.type, dtype, cell)
+    reason = _why_not_compiled(device, dtype, cell)
     if reason is None and tensors:
         reason = _why_not_these(tensors)
     return reason
 
 
-def _why_not_compiled(device_type: str, dtype: torch.dtype, cell: str) -> str | None:
+def _why_not_compiled(device: torch.device, dtype: torch.dtype, cell: str) -> str | None:
     # Not functools.cache: Dynamo looks through it and warns.
-    key = (device_type, dtype, cell)
+    key = (device, dtype, cell)
     if key not in _compiled_reasons:
-        _compiled_reasons[key] = _find_why_not_compiled(device_type, dtype, cell)
+        _compiled_reasons[key] = _find_why_not_compiled(device, dtype, cell)
     return _compiled_reasons[key]
 
 
-def _find_why_not_compiled(device_type: str, dtype: torch.dtype, cell: str) -> str | None:
+def _find_why_not_compiled(device: torch.device, dtype: torch.dtype, cell: str) -> str | None:
     status = _binary.status()
     if not status.loaded:
         return f"the compiled library is not loaded: {status.reason}"
-    if device_type == "meta":
+    if device.type == "meta":
         return "tensors on the meta device have no data to compute with"
-    key = _C._dispatch_key_for_device(device_type)
+    if device.type == "cuda":
+        reason = _why_not_on_gpu(device)
+        if reason is not None:
+            return reason
+    key = _C._dispatch_key_for_device(device.type)
     if not _C._dispatch_has_kernel_for_dispatch_key("customlstm::lstm_layer", key):
-        return f"this build has no fused kernel for device '{device_type}'"
+        return f"this build has no fused kernel for device '{device.type}'"
     if dtype not in DTYPES:
         return f"no fused kernel for {dtype}; there are kernels for {', '.join(map(str, DTYPES))}"
     if cell != "lstm":
@@ -129,9 +133,19 @@ def _find_why_not_compiled(device_type: str, dtype: torch.dtype, cell: str) -> s
     return None
 
 
+def _why_not_on_gpu(device: torch.device) -> str | None:
+    reason = gpu.why_not_built()
+    if reason is not None:
+        return reason
+    reason = gpu.why_no_gpu()
+    if reason is not None:
+        return f"torch can use no GPU: {reason}"
+    return gpu.why_not_device(torch.cuda.current_device() if device.index is None else device.index)
+
+
 @torch.compiler.assume_constant_result
-def _why_not_compiled_in_graph(device_type: str, dtype: torch.dtype, cell: str) -> str | None:
-    return _why_not_compiled(device_type, dtype, cell)
+def _why_not_compiled_in_graph(device: torch.device, dtype: torch.dtype, cell: str) -> str | None:
+    return _why_not_compiled(device, dtype, cell)
 
 
 def _why_not_these(tensors: Sequence[Tensor]) -> str | None:
@@ -165,9 +179,7 @@ def choose(backend: str, cell: str, tensors: Sequence[Tensor]) -> Kernels:
         transformed = _is_transformed()
         if backend == "fused":
             _refuse(
-                _TRANSFORMED
-                if transformed
-                else _why_not_compiled_in_graph(input.device.type, input.dtype, cell)
+                _TRANSFORMED if transformed else _why_not_compiled_in_graph(input.device, input.dtype, cell)
             )
         if transformed:
             return _REFERENCE

@@ -1,5 +1,6 @@
 """``explain``: which kernel a call of a module would run, or why no fused one."""
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import checks, compat, dispatch, functional
+from . import checks, compat, dispatch, functional, launch_plan
 from .modules import LSTM, LSTMCell
 
 _KEPT = {0: "keeps nothing", 1: "keeps the cell states", 2: "keeps what backward needs"}
@@ -19,10 +20,13 @@ class Explanation:
 
     Attributes:
         backend: "fused" or "reference".
-        kernel: the device and instruction set of the fused kernel ("cpu avx512"), or "plain PyTorch on cpu".
+        kernel: the device and instruction set of the fused kernel ("cpu avx512", "cuda sm_90"), or "plain
+            PyTorch on cpu".
         layers: one line for every layer: the operator, its sizes, what it keeps for backward.
         reason: why no fused kernel runs; None if one does.
         refused: whether the call would raise, because ``backend="fused"`` was asked for.
+        plans: on a GPU, the launch plan of every layer: the variant and its tiling, and why the others do not
+            fit; forward, and backward where a gradient will be wanted.
     """
 
     backend: str
@@ -30,9 +34,14 @@ class Explanation:
     layers: tuple[str, ...]
     reason: str | None
     refused: bool = False
+    plans: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = [f"{self.backend}: {self.kernel}", *(f"  {line}" for line in self.layers)]
+        lines = [f"{self.backend}: {self.kernel}"]
+        for k, layer in enumerate(self.layers):
+            lines.append(f"  {layer}")
+            if k < len(self.plans):
+                lines += [f"    {line}" for line in self.plans[k].splitlines()]
         if self.reason is not None:
             lines.append(f"not fused, because {self.reason}")
         if self.refused:
@@ -75,34 +84,77 @@ def explain(
     if wanted != "reference":
         reason = dispatch.why_not_fused(data.device, data.dtype, module._cell_name, tensors)
     fused = reason is None
-    device = data.device.type
+    kept = _what_is_kept(module, data, h, c, weights, layers)
+    plans: list[str] = []
+    if fused and data.device.type == "cuda":
+        batch_sizes = input.batch_sizes if isinstance(input, PackedSequence) else None
+        plans = [_plans(module, data, batch_sizes, lengths, save) for save in kept]
     return Explanation(
         backend="fused" if fused else "reference",
-        kernel=_fused_kernel(device) if fused else f"plain PyTorch on {device}",
-        layers=tuple(_layer_lines(module, data, h, c, weights, layers, fused)),
+        kernel=_fused_kernel(data.device) if fused else f"plain PyTorch on {data.device.type}",
+        layers=tuple(_layer_lines(module, weights, layers, fused, kept)),
         reason=reason,
         refused=wanted == "fused" and not fused and not dispatch.is_traced(tensors),
+        plans=tuple(plans),
     )
 
 
-def _fused_kernel(device: str) -> str:
-    return f"cpu {torch.ops.customlstm.cpu_isa()}" if device == "cpu" else device
+def _fused_kernel(device: torch.device) -> str:
+    if device.type == "cpu":
+        return f"cpu {torch.ops.customlstm.cpu_isa()}"
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{device.type} sm_{major}{minor}"
 
 
-def _layer_lines(
-    module: Any,
-    data: Tensor,
-    h: Tensor | None,
-    c: Tensor | None,
-    weights: list[Tensor],
-    layers: int,
-    fused: bool,
-) -> list[str]:
-    operator = "lstm_cell" if isinstance(module, (LSTMCell, compat.LSTMCell)) else "lstm_layer"
-    shown = f"customlstm::{operator}" if fused else f"reference of {operator}"
-    directions = 2 if getattr(module, "bidirectional", False) else 1
+def _plans(module: Any, data: Tensor, batch_sizes: Tensor | None, lengths: Tensor | None, save: int) -> str:
+    """The launch plans of one layer; all layers of a call differ in what they keep at most."""
+    steps, batch, ragged = _sizes(module, data, batch_sizes, lengths)
+    math = str(data.dtype).removeprefix("torch.")
+    if math == "float32" and torch.backends.cuda.matmul.fp32_precision == "tf32":
+        math = "tf32"
+    index = torch.cuda.current_device() if data.device.index is None else data.device.index
+    lines = []
+    for backward in (False, True) if save == 2 else (False,):
+        found = launch_plan.plan(
+            launch_plan.DeviceLimits.from_device(index),
+            steps=steps,
+            batch=batch,
+            hidden_size=module.hidden_size,
+            proj_size=module.proj_size,
+            directions=2 if getattr(module, "bidirectional", False) else 1,
+            math=math,
+            backward=backward,
+            ragged=ragged,
+            variant=os.environ.get("CUSTOMLSTM_CUDA_VARIANT") or None,
+        )
+        lines.append(f"{'backward' if backward else 'forward'} {math}, {found}")
+    return "\n".join(lines)
+
+
+def _sizes(
+    module: Any, data: Tensor, batch_sizes: Tensor | None, lengths: Tensor | None
+) -> tuple[int, int, bool]:
+    """Steps, sequences, and whether these have lengths of their own."""
+    if batch_sizes is not None:
+        batch = int(batch_sizes[0]) if batch_sizes.numel() else 0
+        return batch_sizes.numel(), batch, batch_sizes.numel() * batch != data.size(0)
+    if isinstance(module, (LSTMCell, compat.LSTMCell)):
+        return 1, data.size(0) if data.dim() == 2 else 1, False
+    steps, batch = data.size(0), data.size(1) if data.dim() == 3 else 1
+    if data.dim() == 3 and getattr(module, "batch_first", isinstance(module, compat.LSTM)):
+        steps, batch = batch, steps
+    ragged = lengths is not None
+    if ragged and lengths.device.type == "cpu" and dispatch.has_values(lengths):
+        ragged = bool((lengths != steps).any())
+    return steps, batch, ragged
+
+
+def _what_is_kept(
+    module: Any, data: Tensor, h: Tensor | None, c: Tensor | None, weights: list[Tensor], layers: int
+) -> list[int]:
+    """``save`` of the operator for every layer."""
     per_layer = len(weights) // layers
-    lines, needs_gradient = [], data.requires_grad
+    kept, needs_gradient = [], data.requires_grad
     for k in range(layers):
         own = weights[k * per_layer : (k + 1) * per_layer]
         states = k == layers - 1 and getattr(module, "sequences", False)
@@ -110,8 +162,17 @@ def _layer_lines(
         needs_gradient = needs_gradient or save == 2
         if needs_gradient and torch.is_grad_enabled():
             save = 2  # the layer below hands a gradient on
-        sizes = f"{own[0].size(1)} -> {module.hidden_size}"
-        projected = f", projected to {module.proj_size}" if module.proj_size else ""
-        both = ", both directions" if directions == 2 else ""
+        kept.append(save)
+    return kept
+
+
+def _layer_lines(module: Any, weights: list[Tensor], layers: int, fused: bool, kept: list[int]) -> list[str]:
+    operator = "lstm_cell" if isinstance(module, (LSTMCell, compat.LSTMCell)) else "lstm_layer"
+    shown = f"customlstm::{operator}" if fused else f"reference of {operator}"
+    projected = f", projected to {module.proj_size}" if module.proj_size else ""
+    both = ", both directions" if getattr(module, "bidirectional", False) else ""
+    lines = []
+    for k, save in enumerate(kept):
+        sizes = f"{weights[k * (len(weights) // layers)].size(1)} -> {module.hidden_size}"
         lines.append(f"layer {k}: {shown}, {sizes}{projected}{both}, {_KEPT[save]}")
     return lines

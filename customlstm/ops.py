@@ -50,6 +50,16 @@ def _autocast(operator: Any, device_type: str) -> Callable[..., Any]:
     return rule
 
 
+def _without_autocast(operator: Any) -> Callable[..., Any]:
+    """The gradient is computed in the dtypes of the forward; its kernel multiplies through the dispatcher."""
+
+    def rule(*args: Any) -> Any:
+        with _C._ExcludeDispatchKeyGuard(AUTOCAST_KEYS):
+            return operator(*args)
+
+    return rule
+
+
 _library = torch.library.Library(schemas.NAMESPACE, "FRAGMENT")
 
 
@@ -82,6 +92,7 @@ def _register(
     _library.impl(backward_name, autograd_backward(family, backward), "Autograd", with_keyset=True)
     for device_type, key in AUTOCAST_DEVICES.items():
         _library.impl(name, _autocast(forward, device_type), key)
+    _library.impl(backward_name, _without_autocast(backward), AUTOCAST_DEVICES["cuda"])
     return eager(forward, gradient)
 
 

@@ -88,4 +88,8 @@ const void* CellArgs::params(StorageType type) const {
   return type == StorageType::kFloat64 ? static_cast<const void*>(&double_params_) : &float_params_;
 }
 
+const void* CellArgs::tables(StorageType type) const {
+  return type == StorageType::kFloat64 ? static_cast<const void*>(tables_.data()) : float_tables_.data();
+}
+
 }  // namespace customlstm

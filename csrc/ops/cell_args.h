@@ -4,7 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "../cpu/kernels.h"
+#include "../cells/activation.h"
+#include "../types.h"
 
 namespace customlstm {
 
@@ -16,6 +17,9 @@ class CellArgs {
   CellKind kind() const { return kind_; }
   // CellParams of the accumulation type of `type`; lives as long as this object.
   const void* params(StorageType type) const;
+  // What the pointers in params point into: values of the accumulation type, one activation after the other.
+  const void* tables(StorageType type) const;
+  int64_t table_count() const { return static_cast<int64_t>(tables_.size()); }
 
  private:
   CellKind kind_;

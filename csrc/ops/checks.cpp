@@ -22,6 +22,17 @@ std::string name_of(ScalarType type) {
   }
 }
 
+std::string device_of(const Tensor& tensor) {
+  if (tensor.is_cpu()) return "the CPU";
+  if (tensor.is_cuda()) return "cuda:" + std::to_string(tensor.get_device_index());
+  return "a device of another kind";
+}
+
+bool same_device(const Tensor& a, const Tensor& b) {
+  if (b.is_cpu()) return a.is_cpu();
+  return b.is_cuda() && a.is_cuda() && a.get_device_index() == b.get_device_index();
+}
+
 void check_shape(const char* name, const Tensor& tensor, std::initializer_list<int64_t> expected) {
   bool same = tensor.dim() == static_cast<int64_t>(expected.size());
   int64_t d = 0;
@@ -33,7 +44,9 @@ void check_shape(const char* name, const Tensor& tensor, std::initializer_list<i
 }
 
 void check_like(const char* name, const Tensor& tensor, const Tensor& input) {
-  check(tensor.is_cpu(), name, " is not on the CPU, where input is; move it there");
+  if (!same_device(tensor, input)) {
+    fail(name, " is on ", device_of(tensor), ", but input is on ", device_of(input), "; move one of them");
+  }
   check(tensor.scalar_type() == input.scalar_type(), name, " is ", name_of(tensor.scalar_type()), ", but input is ",
         name_of(input.scalar_type()), "; convert one of them");
 }
@@ -46,7 +59,7 @@ StorageType storage_type(const Tensor& input) {
     case ScalarType::Half: return StorageType::kFloat16;
     default:
       fail("input is ", name_of(input.scalar_type()),
-           ", but the CPU kernels take float32, float64, bfloat16 and float16; convert it, or use backend=\"reference\"");
+           ", but the kernels take float32, float64, bfloat16 and float16; convert it, or use backend=\"reference\"");
   }
 }
 

@@ -11,7 +11,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "../cpu/kernels.h"
+#include "../types.h"
 
 namespace customlstm {
 
@@ -34,8 +34,12 @@ void check(bool holds, const Parts&... parts) {
 std::string shape_of(const Tensor& tensor);
 std::string name_of(ScalarType type);
 
+// "the CPU" or "cuda:1", for messages.
+std::string device_of(const Tensor& tensor);
+bool same_device(const Tensor& a, const Tensor& b);
+
 void check_shape(const char* name, const Tensor& tensor, std::initializer_list<int64_t> expected);
-// The dtype and the device (the CPU) of every floating tensor of a call are those of `input`.
+// The dtype and the device of every floating tensor of a call are those of `input`.
 void check_like(const char* name, const Tensor& tensor, const Tensor& input);
 
 StorageType storage_type(const Tensor& input);

@@ -1,10 +1,15 @@
-// The ops: schemas, and the CPU kernels behind them. LibTorch stable ABI only, so that one binary serves every torch
+// The ops: schemas, and the kernels behind them. LibTorch stable ABI only, so that one binary serves every torch
 // from 2.10 on. Fake kernels, autograd and autocast rules are registered from customlstm/ops.py.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "cpu_layer.h"
+#ifdef USE_CUDA
+#include "../cuda/kernels.h"
+#include "cuda_layer.h"
+#endif
+#include "../cpu/kernels.h"
 #include "interface.h"
-#include "layer.h"
 #include "op_string.h"
 #include "schema.h"
 
@@ -16,6 +21,12 @@ using OptionalTensor = std::optional<Tensor>;
 using torch::stable::unsqueeze;
 using torch::stable::squeeze;
 
+// The ops of one device, from what computes a layer there.
+using Forward = LayerResult(const LayerArguments&, int64_t save);
+using Backward = LayerGradients(const LayerArguments&, const SavedTensors&, const GradOutputs&,
+                                const std::vector<int64_t>& needs);
+
+template <Forward layer_forward>
 LayerResult lstm_layer(Tensor input, OptionalTensor h_0, OptionalTensor c_0, std::vector<Tensor> weights,
                        OptionalTensor batch_sizes, OptionalTensor lengths, OptionalTensor resets, OpString cell,
                        std::vector<double> cell_args, bool bias, bool projection, bool bidirectional, int64_t save) {
@@ -24,6 +35,7 @@ LayerResult lstm_layer(Tensor input, OptionalTensor h_0, OptionalTensor c_0, std
                        save);
 }
 
+template <Backward layer_backward>
 LayerGradients lstm_layer_backward(OptionalTensor grad_output, OptionalTensor grad_h_n, OptionalTensor grad_c_n,
                                    OptionalTensor grad_c_all, Tensor input, OptionalTensor h_0, OptionalTensor c_0,
                                    std::vector<Tensor> weights, OptionalTensor batch_sizes, OptionalTensor lengths,
@@ -36,6 +48,7 @@ LayerGradients lstm_layer_backward(OptionalTensor grad_output, OptionalTensor gr
 }
 
 // A single step is a layer of one step: input [B, L], states [B, P] and [B, H].
+template <Forward layer_forward>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_cell(Tensor input, Tensor h_0, Tensor c_0,
                                                              std::vector<Tensor> weights, OpString cell,
                                                              std::vector<double> cell_args, bool bias,
@@ -49,6 +62,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_cell(Tensor input, Tenso
           saved ? squeeze(squeeze(gates, 0), 1) : gates, saved && projection ? squeeze(hidden, 0) : hidden};
 }
 
+template <Backward layer_backward>
 LayerGradients lstm_cell_backward(OptionalTensor grad_h_1, OptionalTensor grad_c_1, Tensor input, Tensor h_0,
                                   Tensor c_0, std::vector<Tensor> weights, OpString cell,
                                   std::vector<double> cell_args, bool bias, bool projection, Tensor h_1, Tensor c_all,
@@ -68,7 +82,13 @@ std::string build_info() {
   std::string kernels = "default";
   if (kernels_avx2()) kernels += " avx2";
   if (kernels_avx512()) kernels += " avx512";
-  return "interface " + std::to_string(CUSTOMLSTM_INTERFACE) + "; CPU kernels " + kernels + "; compiler " +
+#ifdef USE_CUDA
+  const std::string cuda = std::string("for ") + cuda::architectures();
+#else
+  const std::string cuda = "none";
+#endif
+  return "interface " + std::to_string(CUSTOMLSTM_INTERFACE) + "; CPU kernels " + kernels + "; CUDA kernels " + cuda +
+         "; compiler " +
 #if defined(__clang__)
          "clang " __clang_version__
 #elif defined(__GNUC__)
@@ -91,11 +111,20 @@ STABLE_TORCH_LIBRARY(customlstm, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(customlstm, CPU, m) {
-  m.impl("lstm_layer", TORCH_BOX(&lstm_layer));
-  m.impl("lstm_layer_backward", TORCH_BOX(&lstm_layer_backward));
-  m.impl("lstm_cell", TORCH_BOX(&lstm_cell));
-  m.impl("lstm_cell_backward", TORCH_BOX(&lstm_cell_backward));
+  m.impl("lstm_layer", TORCH_BOX(&lstm_layer<cpu_layer_forward>));
+  m.impl("lstm_layer_backward", TORCH_BOX(&lstm_layer_backward<cpu_layer_backward>));
+  m.impl("lstm_cell", TORCH_BOX(&lstm_cell<cpu_layer_forward>));
+  m.impl("lstm_cell_backward", TORCH_BOX(&lstm_cell_backward<cpu_layer_backward>));
 }
+
+#ifdef USE_CUDA
+STABLE_TORCH_LIBRARY_IMPL(customlstm, CUDA, m) {
+  m.impl("lstm_layer", TORCH_BOX(&lstm_layer<cuda_layer_forward>));
+  m.impl("lstm_layer_backward", TORCH_BOX(&lstm_layer_backward<cuda_layer_backward>));
+  m.impl("lstm_cell", TORCH_BOX(&lstm_cell<cuda_layer_forward>));
+  m.impl("lstm_cell_backward", TORCH_BOX(&lstm_cell_backward<cuda_layer_backward>));
+}
+#endif
 
 STABLE_TORCH_LIBRARY_IMPL(customlstm, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&cpu_isa));

@@ -1,0 +1,208 @@
+#include "cpu_layer.h"
+
+#include "../cpu/plan.h"
+#include "dealt_sequences.h"
+
+namespace customlstm {
+
+namespace {
+
+using torch::stable::new_empty;
+using torch::stable::new_zeros;
+
+constexpr int64_t kAlignment = 64;
+
+Geometry geometry(const LayerCall& call) {
+  Geometry g = {};
+  g.steps = call.size.steps;
+  g.batch = call.size.batch;
+  g.input_size = call.size.input_size;
+  g.hidden_size = call.size.hidden_size;
+  g.output_size = call.size.state_size;
+  g.directions = call.size.directions;
+  g.bias = call.arguments.bias;
+  g.projection = call.arguments.projection;
+  return g;
+}
+
+// A checked call with its plan for the threads.
+class Call : public LayerCall {
+ public:
+  explicit Call(const LayerArguments& a)
+      : LayerCall(checked(a)),
+        g(geometry(*this)),
+        plan(plan_threads(g, static_cast<int>(torch::stable::get_num_threads()))),
+        dealt(sequences, a.input, plan) {
+    dealt.fill(g);
+  }
+
+  template <class Params>
+  void fill(Params& p) const {
+    p.g = g;
+    p.plan = plan;
+    for (int64_t d = 0; d < g.directions; ++d) {
+      const WeightPointers w = weights(d);
+      p.weights[d] = {w.w_ih, w.w_hh, w.b_ih, w.b_hh, w.w_hr};
+    }
+    p.cell_params = cell.params(type);
+    p.input = arguments.input.const_data_ptr();
+    p.h_0 = h_0.data();
+    p.c_0 = c_0.data();
+  }
+
+  // A tensor of the rows of the call, each of sizes `last`; zero beyond a length, otherwise the kernel's to fill.
+  Tensor rows_tensor(std::initializer_list<int64_t> last, ScalarType dtype) const {
+    size_t row = 1;
+    for (const int64_t size : last) row *= static_cast<size_t>(size);
+    Tensor tensor = new_empty(arguments.input, rows_shape(last), dtype);
+    dealt.zero_padding(tensor.mutable_data_ptr(), row * tensor.element_size());
+    return tensor;
+  }
+
+  Tensor workspace(size_t bytes) const {
+    return new_empty(arguments.input, {static_cast<int64_t>(bytes) + kAlignment}, ScalarType::Byte);
+  }
+
+  Geometry g;
+  const Plan plan;
+  const DealtSequences dealt;
+
+ private:
+  static const LayerArguments& checked(const LayerArguments& a) {
+    check(a.input.is_cpu(), "input is not on the CPU; this kernel runs there only");
+    return a;
+  }
+};
+
+void* align(const Tensor& workspace) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(workspace.mutable_data_ptr());
+  return reinterpret_cast<void*>((at + kAlignment - 1) / kAlignment * kAlignment);
+}
+
+template <class Params>
+struct Launch {
+  void (*kernel)(const Params&, Team&, int);
+  const Params* params;
+  static void body(void* context, Team& team, int rank) {
+    const Launch& launch = *static_cast<const Launch*>(context);
+    launch.kernel(*launch.params, team, rank);
+  }
+};
+
+template <class Params>
+void run(void (*kernel)(const Params&, Team&, int), const Params& params) {
+  Launch<Params> launch = {kernel, &params};
+  run_team(params.plan.threads, &Launch<Params>::body, &launch);
+}
+
+}  // namespace
+
+LayerResult cpu_layer_forward(const LayerArguments& a, int64_t save) {
+  check_save(save);
+  const Call call(a);
+  const Geometry& g = call.g;
+  const auto allocate_rows = [&](bool want, std::initializer_list<int64_t> last, ScalarType type) {
+    if (!want) return new_empty(a.input, {0}, type);
+    return call.rows_tensor(last, type);
+  };
+  const ScalarType input_type = a.input.scalar_type();
+  const bool keep_hidden = save == 2 && g.projection;
+  Tensor output = allocate_rows(true, {g.directions * g.output_size}, input_type);
+  Tensor h_n = new_empty(a.input, {g.directions, g.batch, g.output_size}, input_type);
+  Tensor c_n = new_empty(a.input, {g.directions, g.batch, g.hidden_size}, input_type);
+  Tensor c_all = allocate_rows(save >= 1, {g.directions * g.hidden_size}, call.saved_type());
+  Tensor gates = allocate_rows(save == 2, {g.directions, kSaved, g.hidden_size}, call.saved_type());
+  Tensor hidden = allocate_rows(keep_hidden, {g.directions * g.hidden_size}, call.saved_type());
+
+  ForwardParams p = {};
+  call.fill(p);
+  p.output = output.mutable_data_ptr();
+  p.h_n = h_n.mutable_data_ptr();
+  p.c_n = c_n.mutable_data_ptr();
+  p.c_all = save >= 1 ? c_all.mutable_data_ptr() : nullptr;
+  p.gates = save == 2 ? gates.mutable_data_ptr() : nullptr;
+  p.hidden = keep_hidden ? hidden.mutable_data_ptr() : nullptr;
+  const int type = static_cast<int>(call.type), cell = static_cast<int>(call.cell.kind());
+  const Tensor workspace = call.workspace(kernels().forward_workspace[type][cell](p));
+  p.workspace = align(workspace);
+  run(kernels().forward[type][cell], p);
+  return {output, h_n, c_n, c_all, gates, hidden};
+}
+
+LayerGradients cpu_layer_backward(const LayerArguments& a, const SavedTensors& saved, const GradOutputs& grads,
+                                  const std::vector<int64_t>& needs) {
+  const Call call(a);
+  const Geometry& g = call.g;
+  call.check_needs(needs);
+  const int64_t weight_count = static_cast<int64_t>(a.weights.size());
+  const ScalarType input_type = call.input_type(), saved_type = call.saved_type();
+  const Tensor output = saved.output.is_contiguous() ? saved.output : torch::stable::contiguous(saved.output);
+  const Tensor c_all = saved.c_all.is_contiguous() ? saved.c_all : torch::stable::contiguous(saved.c_all);
+  call.check_saved({output, c_all, saved.gates, saved.hidden});
+  call.check_grads(grads);
+  const Contiguous grad_output(grads.output), grad_h_n(grads.h_n), grad_c_n(grads.c_n), grad_c_all(grads.c_all);
+
+  const auto wanted = [&](bool want, const std::vector<int64_t>& shape, ScalarType type, bool zeros) {
+    const std::vector<int64_t> size = want ? shape : std::vector<int64_t>{0};
+    return zeros ? new_zeros(a.input, size, type) : new_empty(a.input, size, type);
+  };
+  Tensor grad_input = needs[0] ? call.rows_tensor({g.input_size}, input_type) : new_empty(a.input, {0}, input_type);
+  Tensor grad_h_0 = wanted(needs[1], {g.directions, g.batch, g.output_size}, input_type, false);
+  Tensor grad_c_0 = wanted(needs[2], {g.directions, g.batch, g.hidden_size}, input_type, false);
+
+  BackwardParams p = {};
+  call.fill(p);
+  p.output = output.const_data_ptr();
+  p.c_all = c_all.const_data_ptr();
+  p.gates = saved.gates.const_data_ptr();
+  p.hidden = g.projection ? saved.hidden.const_data_ptr() : nullptr;
+  p.grad_output = grad_output.data();
+  p.grad_h_n = grad_h_n.data();
+  p.grad_c_n = grad_c_n.data();
+  p.grad_c_all = grad_c_all.data();
+  p.grad_input = needs[0] ? grad_input.mutable_data_ptr() : nullptr;
+  p.grad_h_0 = needs[1] ? grad_h_0.mutable_data_ptr() : nullptr;
+  p.grad_c_0 = needs[2] ? grad_c_0.mutable_data_ptr() : nullptr;
+  const Tensor grad_gates = new_empty(a.input, {call.size.rows, kGates * call.hidden_width()}, saved_type);
+  p.grad_gates = grad_gates.mutable_data_ptr();
+  const Tensor grad_hidden_state =
+      new_empty(a.input, {g.projection ? call.size.rows * call.output_width() : 0}, saved_type);
+  p.grad_hidden_state = grad_hidden_state.mutable_data_ptr();
+
+  // Weight gradients are summed in the accumulation type; both biases have the same one.
+  const bool nothing_summed = g.valid_rows == 0;
+  std::vector<Tensor> grad_weights;
+  for (int64_t k = 0; k < weight_count; ++k) {
+    const Tensor& weight = a.weights[k];
+    std::vector<int64_t> shape(weight.dim());
+    for (int64_t n = 0; n < weight.dim(); ++n) shape[n] = weight.size(n);
+    grad_weights.push_back(wanted(needs[3 + k], shape, saved_type, nothing_summed));
+  }
+  for (int64_t d = 0; d < g.directions; ++d) {
+    const int64_t first = d * call.per_direction;
+    const auto pointer = [&](int64_t k) -> void* {
+      return needs[3 + first + k] ? grad_weights[first + k].mutable_data_ptr() : nullptr;
+    };
+    auto& to = p.grad_weights[d];
+    to.w_ih = pointer(0);
+    to.w_hh = pointer(1);
+    to.bias = !g.bias ? nullptr : pointer(2) ? pointer(2) : pointer(3);
+    to.w_hr = g.projection ? pointer(call.per_direction - 1) : nullptr;
+  }
+
+  const int type = static_cast<int>(call.type), cell = static_cast<int>(call.cell.kind());
+  const Tensor workspace = call.workspace(kernels().backward_workspace[type][cell](p));
+  p.workspace = align(workspace);
+  run(kernels().backward[type][cell], p);
+
+  for (int64_t d = 0; g.bias && d < g.directions; ++d) {
+    const int64_t ih = d * call.per_direction + 2, hh = ih + 1;
+    if (needs[3 + ih] && needs[3 + hh]) torch::stable::copy_(grad_weights[hh], grad_weights[ih]);
+  }
+  if (saved_type != input_type) {
+    for (Tensor& grad : grad_weights) grad = torch::stable::to(grad, input_type);
+  }
+  return {grad_input, grad_h_0, grad_c_0, grad_weights};
+}
+
+}  // namespace customlstm

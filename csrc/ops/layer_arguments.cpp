@@ -1,0 +1,119 @@
+#include "layer_arguments.h"
+
+namespace customlstm {
+
+namespace {
+
+int64_t batch_of(const LayerArguments& a) {
+  if (!a.batch_sizes) {
+    check(a.input.dim() == 3, "input has shape ", shape_of(a.input), ", expected [steps, batch, features]");
+    return a.input.size(1);
+  }
+  check(a.h_0.has_value() && a.h_0->dim() == 3, "with batch_sizes, h_0 and c_0 must be given: they say the batch");
+  return a.h_0->size(1);
+}
+
+}  // namespace
+
+void check_save(int64_t save) {
+  check(save >= 0 && save <= 2, "save is ", save, ", expected 0 (nothing), 1 (cell states) or 2 (all for backward)");
+}
+
+LayerCall::LayerCall(const LayerArguments& a)
+    : arguments(a),
+      type(storage_type(a.input)),
+      cell(a.cell, a.cell_args),
+      sequences(a.input, batch_of(a), a.batch_sizes, a.lengths, a.resets) {
+  size.directions = a.bidirectional ? 2 : 1;
+  per_direction = 2 + (a.bias ? 2 : 0) + (a.projection ? 1 : 0);
+  check(static_cast<int64_t>(a.weights.size()) == size.directions * per_direction, "weights has ", a.weights.size(),
+        " tensors, expected ", size.directions * per_direction, " for this bias, projection and bidirectional");
+  size.steps = sequences.steps();
+  size.batch = sequences.batch();
+  size.rows = sequences.rows();
+  size.input_size = a.input.size(a.input.dim() - 1);
+  const Tensor& w_hh = a.weights[1];
+  check(w_hh.dim() == 2 && w_hh.size(0) % kGates == 0, "weight_hh has shape ", shape_of(w_hh),
+        ", expected [4 * hidden_size, size of the hidden state]");
+  size.hidden_size = w_hh.size(0) / kGates;
+  size.state_size = w_hh.size(1);
+  check(size.hidden_size > 0 && size.state_size > 0, "weight_hh has shape ", shape_of(w_hh),
+        ", expected no empty side");
+  check(a.projection || size.state_size == size.hidden_size, "weight_hh has shape ", shape_of(w_hh),
+        ", expected [4 * hidden_size, hidden_size] without projection");
+  for (int64_t d = 0; d < size.directions; ++d) read_weights(d);
+  check(a.h_0.has_value() == a.c_0.has_value(), "h_0 and c_0 must be given both or neither");
+  if (a.h_0) {
+    check_like("h_0", *a.h_0, a.input);
+    check_like("c_0", *a.c_0, a.input);
+    check_shape("h_0", *a.h_0, {size.directions, size.batch, size.state_size});
+    check_shape("c_0", *a.c_0, {size.directions, size.batch, size.hidden_size});
+    h_0 = Contiguous(*a.h_0);
+    c_0 = Contiguous(*a.c_0);
+  }
+}
+
+void LayerCall::read_weights(int64_t d) {
+  static const char* const kNames[2][5] = {
+      {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"},
+      {"weight_ih_reverse", "weight_hh_reverse", "bias_ih_reverse", "bias_hh_reverse", "weight_hr_reverse"}};
+  const Tensor* w = &arguments.weights[d * per_direction];
+  const int64_t gate_rows = kGates * size.hidden_size;
+  check_shape(kNames[d][0], w[0], {gate_rows, size.input_size});
+  check_shape(kNames[d][1], w[1], {gate_rows, size.state_size});
+  if (arguments.bias) {
+    check_shape(kNames[d][2], w[2], {gate_rows});
+    check_shape(kNames[d][3], w[3], {gate_rows});
+  }
+  if (arguments.projection) check_shape(kNames[d][4], w[per_direction - 1], {size.state_size, size.hidden_size});
+  for (int64_t k = 0; k < per_direction; ++k) {
+    const int64_t name = k == per_direction - 1 && arguments.projection ? 4 : k;
+    check_like(kNames[d][name], w[k], arguments.input);
+    weights_.emplace_back(w[k]);
+  }
+}
+
+WeightPointers LayerCall::weights(int64_t d) const {
+  const Contiguous* w = &weights_[d * per_direction];
+  return {w[0].data(), w[1].data(), arguments.bias ? w[2].data() : nullptr, arguments.bias ? w[3].data() : nullptr,
+          arguments.projection ? w[per_direction - 1].data() : nullptr};
+}
+
+std::vector<int64_t> LayerCall::rows_shape(std::initializer_list<int64_t> last) const {
+  std::vector<int64_t> shape = sequences.leading();
+  shape.insert(shape.end(), last);
+  return shape;
+}
+
+void LayerCall::check_saved(const SavedTensors& saved) const {
+  const auto check_one = [&](const char* name, const Tensor& tensor, int64_t width, ScalarType dtype) {
+    check(same_device(tensor, arguments.input) && tensor.scalar_type() == dtype && tensor.is_contiguous() &&
+              tensor.numel() == size.rows * width,
+          name, " has shape ", shape_of(tensor),
+          ", which is not what forward saved for this input; call forward with save=2");
+  };
+  check_one("output", saved.output, output_width(), input_type());
+  check_one("c_all", saved.c_all, hidden_width(), saved_type());
+  check_one("gates", saved.gates, kSaved * hidden_width(), saved_type());
+  if (arguments.projection) check_one("hidden", saved.hidden, hidden_width(), saved_type());
+}
+
+void LayerCall::check_grads(const GradOutputs& grads) const {
+  const auto check_one = [&](const char* name, const std::optional<Tensor>& grad, int64_t numel, ScalarType dtype) {
+    if (!grad) return;
+    check(same_device(*grad, arguments.input) && grad->scalar_type() == dtype && grad->numel() == numel, name,
+          " has shape ", shape_of(*grad), ", expected ", numel, " values of ", name_of(dtype));
+  };
+  check_one("grad_output", grads.output, size.rows * output_width(), input_type());
+  check_one("grad_h_n", grads.h_n, size.batch * output_width(), input_type());
+  check_one("grad_c_n", grads.c_n, size.batch * hidden_width(), input_type());
+  check_one("grad_c_all", grads.c_all, size.rows * hidden_width(), saved_type());
+}
+
+void LayerCall::check_needs(const std::vector<int64_t>& needs) const {
+  const size_t expected = 3 + arguments.weights.size();
+  check(needs.size() == expected, "needs has ", needs.size(), " values, expected ", expected,
+        ": input, h_0, c_0 and each weight");
+}
+
+}  // namespace customlstm

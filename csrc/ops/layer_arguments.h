@@ -1,0 +1,103 @@
+// What the CPU and the CUDA side of an op share: its arguments, their check and their sizes.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cell_args.h"
+#include "checks.h"
+#include "sequences.h"
+
+namespace customlstm {
+
+constexpr int64_t kGates = 4;
+constexpr int64_t kSaved = 4;
+
+// What stays the same between the layer and its backward: the arguments of the op, by reference.
+struct LayerArguments {
+  const Tensor& input;
+  const std::optional<Tensor>& h_0;
+  const std::optional<Tensor>& c_0;
+  const std::vector<Tensor>& weights;
+  const std::optional<Tensor>& batch_sizes;
+  const std::optional<Tensor>& lengths;
+  const std::optional<Tensor>& resets;
+  const std::string& cell;
+  const std::vector<double>& cell_args;
+  bool bias, projection, bidirectional;
+};
+
+struct SavedTensors {
+  const Tensor& output;
+  const Tensor& c_all;
+  const Tensor& gates;
+  const Tensor& hidden;
+};
+
+struct GradOutputs {
+  const std::optional<Tensor>& output;
+  const std::optional<Tensor>& h_n;
+  const std::optional<Tensor>& c_n;
+  const std::optional<Tensor>& c_all;
+};
+
+// output, h_n, c_n, c_all, gates, hidden; save: 0 nothing kept, 1 c_all, 2 all that backward needs.
+using LayerResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// Gradients of input, h_0, c_0 and each weight; needs says 0 or 1 for each of them in that order, and what is not
+// needed comes back empty.
+using LayerGradients = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
+
+struct LayerSizes {
+  int64_t steps;        // T
+  int64_t batch;        // B
+  int64_t rows;         // T * B, or the number of packed rows
+  int64_t input_size;   // L
+  int64_t hidden_size;  // H
+  int64_t state_size;   // P: size of the hidden state h_t, H without projection
+  int64_t directions;   // D
+};
+
+// The weights of one direction as contiguous arrays; what the call does not have is null.
+struct WeightPointers {
+  const void *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
+};
+
+// A checked call: every shape, dtype and device fits the others, weights and states are contiguous, the cell is known.
+class LayerCall {
+ public:
+  // Throws std::runtime_error for anything that does not fit together.
+  explicit LayerCall(const LayerArguments& arguments);
+
+  ScalarType input_type() const { return arguments.input.scalar_type(); }
+  ScalarType saved_type() const { return accumulation_type(type); }
+  int64_t output_width() const { return size.directions * size.state_size; }
+  int64_t hidden_width() const { return size.directions * size.hidden_size; }
+  WeightPointers weights(int64_t direction) const;
+  // Sizes of a tensor with rows, each of sizes `last`.
+  std::vector<int64_t> rows_shape(std::initializer_list<int64_t> last) const;
+
+  // What forward saved must be what forward would save for these very arguments, contiguous.
+  void check_saved(const SavedTensors& saved) const;
+  void check_grads(const GradOutputs& grads) const;
+  void check_needs(const std::vector<int64_t>& needs) const;
+
+  const LayerArguments& arguments;
+  const StorageType type;
+  const CellArgs cell;
+  const Sequences sequences;
+  LayerSizes size;
+  int64_t per_direction;   // number of weights
+  Contiguous h_0, c_0;
+
+ private:
+  void read_weights(int64_t direction);
+  std::vector<Contiguous> weights_;
+};
+
+// save of the forward ops
+void check_save(int64_t save);
+
+}  // namespace customlstm
