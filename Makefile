@@ -17,10 +17,10 @@ SWITCHES := $(VENV)/.customlstm-switches
 LIBRARY := customlstm/_C.json
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test install bench lint sanitize wheel sdist clean force
+.PHONY: help demo test install bench lint sanitize cuda-check gpu-check wheel sdist clean force
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(LIBRARY)  ## train a character model on real text with an LSTM that nn.LSTM cannot run
 	$(PY) examples/char_lm.py --demo
@@ -39,6 +39,14 @@ lint: $(INSTALLED)  ## check the Python code with ruff
 
 sanitize: $(INSTALLED)  ## run the kernel tests under AddressSanitizer and UBSan, once for each instruction set
 	$(PY) tests/native/sanitize.py $(SANITIZE_TESTS) $(ARGS)
+
+# Needs no environment: any Python compiles, and one that has torch with CUDA links as well.
+cuda-check:  ## compile every CUDA kernel and link them, without a GPU; nvcc is needed
+	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) tests/native/cuda_check.py $(ARGS)
+
+# With the Python that has torch for the GPU; installs nothing, since such a machine may have no network.
+gpu-check:  ## build for the GPU here, test, sanitize and benchmark against cuDNN; results into RESULTS_DIR
+	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m benchmarks.gpu_check
 
 wheel: $(INSTALLED)  ## build a wheel into dist/
 	rm -rf build/lib build/lib.*

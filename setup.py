@@ -4,9 +4,10 @@ Switches, environment variables that are on when set to anything but "" and "0":
   CUSTOMLSTM_NO_EXTENSION  compile nothing: the package computes on the reference
   CUSTOMLSTM_NO_CUDA       CPU kernels only
   FORCE_CUDA               CUDA kernels also where no GPU is present; an error where they cannot be built
-  DEBUG                    no optimisation, debug information, assertions
+  DEBUG                    no optimisation, debug information, assertions, bounds checks in the CUDA kernels
   SANITIZE                 AddressSanitizer and UndefinedBehaviorSanitizer; `make sanitize` sets it
-torch's own hold as well: CXX, MAX_JOBS, CUDA_HOME, TORCH_CUDA_ARCH_LIST.
+torch's own hold as well: CXX, MAX_JOBS, CUDA_HOME, TORCH_CUDA_ARCH_LIST. Without the last, CUDA kernels are
+built for the GPUs of this machine, and where there is none for all from Ampere to Blackwell.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 MODULE = "customlstm._C"
-CXX_SOURCES = sorted(glob.glob("csrc/ops/*.cpp") + glob.glob("csrc/cpu/*.cpp"))
+CXX_SOURCES = sorted(glob.glob("csrc/ops/*.cpp") + glob.glob("csrc/cpu/*.cpp") + glob.glob("csrc/cuda/*.cpp"))
 CUDA_SOURCES = sorted(glob.glob("csrc/cuda/*.cu"))
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # 2.10, the oldest torch that the library loads into
 
@@ -52,6 +53,28 @@ def why_no_cuda() -> str:
     return ""
 
 
+def default_archs() -> str:
+    """TORCH_CUDA_ARCH_LIST for a machine without a GPU: all GPUs from Ampere to Blackwell.
+
+    Code runs on later GPUs of the same major number: 8.6 serves 8.7 and 8.9, 10.0 serves 10.3, 12.0 serves
+    12.1. The kernels need no instruction of 9.0a (matrix products are mma.sync; clusters are in plain 9.0),
+    and what is built for 9.0a cannot be translated for any other GPU. So 9.0 comes with PTX, which the driver
+    translates for whatever is not listed, clusters included: 11.0, and GPUs to come.
+    """
+    import torch
+
+    toolkit = tuple(int(number) for number in torch.version.cuda.split(".")[:2])
+    blackwell = ";10.0;12.0" if toolkit >= (12, 8) else ""  # older toolkits do not know it
+    return f"8.0;8.6;9.0+PTX{blackwell}"
+
+
+def nvcc_threads() -> int:
+    """For how many GPUs one nvcc compiles at a time: the cores that ninja's one file a core leaves idle."""
+    jobs = os.environ.get("MAX_JOBS", "")
+    cores = int(jobs) if jobs.isdigit() else os.cpu_count() or 1
+    return max(1, cores // max(1, len(CUDA_SOURCES)))
+
+
 def compile_flags() -> tuple[list[str], list[str]]:
     """Flags for the C++ compiler and for nvcc."""
     if switch("SANITIZE"):
@@ -68,8 +91,9 @@ def compile_flags() -> tuple[list[str], list[str]]:
     # differently.
     arithmetic = ["-fno-math-errno", "-ffp-contract=off"]
     cxx = [*optimise, *arithmetic, "-fvisibility=hidden", "-fopenmp", "-Wall", "-Wextra", STABLE_ABI]
-    # No -gencode: torch reads TORCH_CUDA_ARCH_LIST.
-    nvcc = ["-O0" if switch("DEBUG") else "-O3", "-Xcompiler=-fvisibility=hidden,-Wall", STABLE_ABI]
+    # No -gencode: torch reads TORCH_CUDA_ARCH_LIST. No -lineinfo but in a debug build: it costs size.
+    nvcc = ["-O0", "-g", "-lineinfo", "-DCUSTOMLSTM_DEBUG"] if switch("DEBUG") else ["-O3"]
+    nvcc += ["-Xcompiler=-fvisibility=hidden,-Wall", STABLE_ABI]
     return cxx, nvcc
 
 
@@ -84,6 +108,7 @@ def kernel_extension(cuda: bool) -> Extension:
     else:
         extension = CppExtension(MODULE, CXX_SOURCES, py_limited_api=True)
     system = [f"-isystem{folder}" for folder in extension.include_dirs]  # torch's warnings are not ours
+    nvcc.append(f"--threads={nvcc_threads()}")
     extension.extra_compile_args = {"cxx": cxx + system, "nvcc": nvcc}
     extension.extra_link_args = [flag for flag in cxx if flag.startswith("-fsanitize")]
     return extension
@@ -117,6 +142,7 @@ class BuildKernels(build_ext):
 
     def run(self) -> None:
         try:
+            import torch
             from torch.utils.cpp_extension import BuildExtension
         except ImportError as error:
             raise SystemExit(
@@ -126,6 +152,8 @@ class BuildKernels(build_ext):
         no_cuda = why_no_cuda()
         if no_cuda and CUDA_SOURCES and switch("FORCE_CUDA"):
             raise SystemExit(f"FORCE_CUDA is set, but the CUDA kernels cannot be built: {no_cuda}.")
+        if not no_cuda and not torch.cuda.is_available():
+            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_archs())
         manifest = build_manifest(self.distribution.get_version(), no_cuda)
         print("customlstm:", json.dumps(manifest, indent=2), flush=True)
 
@@ -146,12 +174,18 @@ class BuildKernels(build_ext):
             library.with_name("_C.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-if switch("CUSTOMLSTM_NO_EXTENSION"):
-    print("customlstm: CUSTOMLSTM_NO_EXTENSION is set, a pure-Python build", flush=True)
-    setup()
-else:
-    setup(
-        ext_modules=[Extension(MODULE, CXX_SOURCES, py_limited_api=True)],
-        cmdclass={"build_ext": BuildKernels},
-        options={"bdist_wheel": {"py_limited_api": "cp310"}},  # torch defines Py_LIMITED_API as that of 3.10
-    )
+def main() -> None:
+    if switch("CUSTOMLSTM_NO_EXTENSION"):
+        print("customlstm: CUSTOMLSTM_NO_EXTENSION is set, a pure-Python build", flush=True)
+        setup()
+    else:
+        setup(
+            ext_modules=[Extension(MODULE, CXX_SOURCES, py_limited_api=True)],
+            cmdclass={"build_ext": BuildKernels},
+            # torch defines Py_LIMITED_API as that of 3.10
+            options={"bdist_wheel": {"py_limited_api": "cp310"}},
+        )
+
+
+if __name__ == "__main__":  # tests/native/cuda_check.py takes the flags from here
+    main()
