@@ -1,0 +1,120 @@
+// The CUDA side of the ops (csrc/ops/cuda_layer.cpp, word for word) on CPU tensors and the host executor, registered as
+// customlstm_host::lstm_layer and its backward. What only a GPU has stands here.
+#ifndef USE_CUDA
+#error "compile with -DUSE_CUDA"
+#endif
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <cstdlib>
+
+#include "../../../csrc/ops/layer_arguments.h"
+#include "../../../csrc/ops/op_string.h"
+#include "../../../csrc/ops/schema.h"
+
+namespace torch::stable::accelerator {
+struct NoDeviceGuard {
+  explicit NoDeviceGuard(DeviceIndex) {}
+};
+}  // namespace torch::stable::accelerator
+
+// Kept small, so that a test can cut a call into pieces.
+#define CUSTOMLSTM_CHUNK_BYTES chunk_bytes()
+static int64_t chunk_bytes() {
+  const char* text = std::getenv("CUSTOMLSTM_HOST_CHUNK_BYTES");
+  return text ? std::atoll(text) : int64_t{1} << 28;
+}
+
+#define is_cuda is_cpu
+#define DeviceGuard NoDeviceGuard
+#include "../../../csrc/ops/cuda_layer.cpp"
+#undef DeviceGuard
+#undef is_cuda
+
+#include "../../../csrc/cuda/device/host_executor.h"
+#include "../../../csrc/cuda/dispatch.h"
+#include "stream.h"
+
+extern "C" {
+AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
+  const char* seed = std::getenv("CUSTOMLSTM_HOST_SEED");
+  *stream = reinterpret_cast<void*>(seed ? std::atoll(seed) : 1ll);
+  return 0;
+}
+AOTITorchError torch_get_current_cuda_blas_handle(void** handle) {
+  *handle = nullptr;
+  return 0;
+}
+int cublasGetMathMode(void*, int* mode) {
+  *mode = std::getenv("CUSTOMLSTM_HOST_TF32") ? 3 : 0;
+  return 0;
+}
+}
+
+namespace customlstm {
+namespace cuda {
+
+const DeviceLimits& device_limits(int) {
+  static const DeviceLimits h200 = {90, 132, 227 << 10, 60 << 20, 16, 8, true};
+  return h200;
+}
+
+void previous_hidden(StorageType type, const PreviousHiddenParams& params, void* stream) {
+  HostLauncher launcher(make_stream(stream));
+  switch (type) {
+    case StorageType::kFloat32: return previous_hidden<float>(params, launcher);
+    case StorageType::kFloat64: return previous_hidden<double>(params, launcher);
+    case StorageType::kBFloat16: return previous_hidden<BFloat16>(params, launcher);
+    case StorageType::kFloat16: return previous_hidden<Half>(params, launcher);
+  }
+}
+
+void upload(const void* host, int64_t bytes, void* device, void* stream) {
+  HostLauncher launcher(make_stream(stream));
+  upload(launcher, host, bytes, device);
+}
+
+void zero_padding(const Sizes& size, const Sequences& sequences, int64_t row_bytes, void* rows, void* stream) {
+  HostLauncher launcher(make_stream(stream));
+  zero_padding(size, sequences, row_bytes, rows, launcher);
+}
+
+}  // namespace cuda
+
+namespace {
+
+using OptionalTensor = std::optional<Tensor>;
+
+LayerResult lstm_layer(Tensor input, OptionalTensor h_0, OptionalTensor c_0, std::vector<Tensor> weights,
+                       OptionalTensor batch_sizes, OptionalTensor lengths, OptionalTensor resets, OpString cell,
+                       std::vector<double> cell_args, bool bias, bool projection, bool bidirectional, int64_t save) {
+  return cuda_layer_forward({input, h_0, c_0, weights, batch_sizes, lengths, resets, cell.text, cell_args, bias,
+                             projection, bidirectional},
+                            save);
+}
+
+LayerGradients lstm_layer_backward(OptionalTensor grad_output, OptionalTensor grad_h_n, OptionalTensor grad_c_n,
+                                   OptionalTensor grad_c_all, Tensor input, OptionalTensor h_0, OptionalTensor c_0,
+                                   std::vector<Tensor> weights, OptionalTensor batch_sizes, OptionalTensor lengths,
+                                   OptionalTensor resets, OpString cell, std::vector<double> cell_args, bool bias,
+                                   bool projection, bool bidirectional, Tensor output, Tensor c_all, Tensor gates,
+                                   Tensor hidden, std::vector<int64_t> needs) {
+  return cuda_layer_backward({input, h_0, c_0, weights, batch_sizes, lengths, resets, cell.text, cell_args, bias,
+                              projection, bidirectional},
+                             {output, c_all, gates, hidden}, {grad_output, grad_h_n, grad_c_n, grad_c_all}, needs);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(customlstm_host, m) {
+  m.def("lstm_layer" CUSTOMLSTM_LAYER_SCHEMA);
+  m.def("lstm_layer_backward" CUSTOMLSTM_LAYER_BACKWARD_SCHEMA);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(customlstm_host, CPU, m) {
+  m.impl("lstm_layer", TORCH_BOX(&lstm_layer));
+  m.impl("lstm_layer_backward", TORCH_BOX(&lstm_layer_backward));
+}
+
+}  // namespace customlstm

@@ -1,0 +1,133 @@
+"""Random layers, their tilings, and the comparison of the recurrences with the float64 reference."""
+
+import random
+
+import torch
+from support_host_kernels import DEPTHS, DTYPES, HostKernels, Layer, Tiling, tile
+from torch import Tensor
+
+from customlstm import Cell, PiecewiseLinear, reference
+
+CELLS = [
+    Cell(),
+    Cell(),
+    Cell("hard_sigmoid", PiecewiseLinear.fit("tanh", knots=5), "hard_tanh"),
+    Cell("softsign", "elu", "leaky_relu"),
+    Cell(PiecewiseLinear([-2.0, 0.5, 3.0], [0.0, 0.75, 1.0]), "softplus", "identity"),
+]
+# For the arithmetic that rounds: where an activation has a kink, a rounding more or less may change the
+# derivative.
+SMOOTH_CELLS = [
+    Cell(),
+    Cell(),
+    Cell("softsign", "softplus", "scaled_tanh"),
+    Cell("sigmoid", PiecewiseLinear.fit("tanh", knots=32), "elu"),
+]
+# Largest error of a value of size 1: the rounding of the operands, times some growth over the few steps.
+TOLERANCES = {"fma64": 1e-12, "fma32": 5e-6, "tf32": 6e-3, "f16": 6e-3, "bf16": 5e-2}
+
+
+def draw_layer(seed: int, math: str) -> Layer:
+    draw, dtype = random.Random(seed), DTYPES[math]
+    generator = torch.Generator().manual_seed(seed)
+    steps, batch = draw.choice([1, 2, 3, 4]), draw.choice([1, 2, 3, 7, 9, 17])
+    inputs, hidden = draw.choice([1, 3, 6]), draw.choice([1, 4, 7, 12, 17, 33])
+    state = draw.choice([hidden, hidden, draw.randint(1, 2 * hidden)])
+    projection = state != hidden
+    bias, bidirectional = draw.random() < 0.7, draw.random() < 0.5
+    directions = 2 if bidirectional else 1
+
+    def uniform(*shape: int, scale: float = 1.0) -> Tensor:
+        return ((torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1) * scale).to(dtype)
+
+    weights: list[Tensor] = []
+    for _ in range(directions):
+        weights += [uniform(4 * hidden, inputs), uniform(4 * hidden, state, scale=hidden**-0.5)]
+        weights += [uniform(4 * hidden), uniform(4 * hidden)] if bias else []
+        weights += [uniform(state, hidden, scale=hidden**-0.5)] if projection else []
+    kind = draw.choice(["full", "lengths", "packed"])
+    lengths = batch_sizes = None
+    x = uniform(steps, batch, inputs)
+    if kind == "lengths":
+        lengths = torch.tensor([draw.randint(0, steps) for _ in range(batch)])
+    elif kind == "packed":
+        own = sorted((draw.randint(1, steps) for _ in range(batch)), reverse=True)
+        steps = own[0]
+        batch_sizes = torch.tensor([sum(n > t for n in own) for t in range(steps)])
+        x = uniform(sum(own), inputs)
+    h_0 = c_0 = None
+    if kind == "packed" or draw.random() < 0.6:
+        h_0, c_0 = uniform(directions, batch, state), uniform(directions, batch, hidden)
+    resets = None
+    if draw.random() < 0.4:
+        resets = torch.rand(steps, batch, generator=generator) < 0.3
+    cell = draw.choice(CELLS if math.startswith("fma") else SMOOTH_CELLS)
+    return Layer(x, weights, cell, bias, projection, bidirectional, h_0, c_0, lengths, batch_sizes, resets)
+
+
+def draw_tilings(seed: int, layer: Layer, variant: str, math: str) -> tuple[Tiling, Tiling]:
+    """For forward and backward."""
+    draw = random.Random(1000 + seed)
+    batch, hidden, state = layer.sizes[1], layer.sizes[3], layer.sizes[4]
+    least = DEPTHS[math] if variant == "cluster" else 8
+    forward, backward = (
+        tile(
+            variant, hidden, state, batch, max(least, smallest) * draw.choice([1, 1, 2]), draw.choice([1, 4]),
+            draw.choice([1, 2, 3, 4]), draw.choice([1, 2]),
+        )
+        for smallest in (8, 16)
+    )  # fmt: skip
+    return forward, backward
+
+
+def specification(
+    layer: Layer, save_states: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Results, gradients handed in (random) and gradients that must come out, in float64."""
+    wide = layer.to(torch.float64)
+    leaves = {"input": wide.input, **{f"w{k}": w for k, w in enumerate(wide.weights)}}
+    if wide.h_0 is not None:
+        leaves |= {"h_0": wide.h_0, "c_0": wide.c_0}
+    for leaf in leaves.values():
+        leaf.requires_grad_()
+    results = reference.layer(
+        wide.input, wide.h_0, wide.c_0, wide.weights, wide.batch_sizes, wide.lengths, wide.resets, wide.cell,
+        wide.bias, wide.projection, wide.bidirectional,
+    )  # fmt: skip
+    named = dict(zip(("output", "h_n", "c_n", "c_all"), results, strict=True))
+    generator = torch.Generator().manual_seed(layer.sizes[2])
+    grads = {
+        name: torch.randn(value.shape, generator=generator, dtype=torch.float64).to(layer.input.dtype)
+        for name, value in named.items()
+        if name != "c_all" or save_states
+    }
+    loss = sum((named[name] * grad.double()).sum() for name, grad in grads.items())
+    expected = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+    return {name: value.detach() for name, value in named.items()}, grads, expected
+
+
+def assert_close(name: str, actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    assert actual.numel() == expected.numel(), name
+    actual, expected = actual.reshape(expected.shape).double(), expected.detach()
+    assert not actual.isnan().any(), f"{name} was not written everywhere"
+    scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
+    error = float((actual - expected).abs().max()) if expected.numel() else 0.0
+    assert error <= tolerance * scale, f"{name}: error {error:.2e} of {scale:.2e}"
+
+
+def compare(kernels: HostKernels, seed: int, variant: str, math: str) -> dict[str, Tensor]:
+    layer = draw_layer(seed, math)
+    forward, backward = draw_tilings(seed, layer, variant, math)
+    save_states = seed % 3 == 0
+    expected, grads, expected_grads = specification(layer, save_states)
+    saved = kernels.forward(layer, math, forward, seed)
+    tolerance = TOLERANCES[math]
+    for name, value in expected.items():
+        assert_close(name, saved[name], value, tolerance)
+    handed = {"c_all": None, **grads}
+    if save_states:
+        handed["c_all"] = grads["c_all"].to(saved["c_all"].dtype)
+    actual = kernels.backward(layer, math, backward, seed, saved, handed)
+    for name, value in expected_grads.items():
+        assert_close(f"gradient of {name}", actual[name], value, 2 * tolerance)
+    return {**saved, **actual}

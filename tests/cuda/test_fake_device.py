@@ -1,0 +1,92 @@
+"""CUDA tensors without a GPU: fake ones have a device and a shape. And the words for GPUs that do not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import customlstm
+from customlstm import gpu
+
+ops = torch.ops.customlstm
+STANDARD = customlstm.Cell().encode()
+
+
+def weights(size: int, hidden: int, projection: int, directions: int, dtype: torch.dtype) -> list[Tensor]:
+    state = projection or hidden
+    shapes = [(4 * hidden, size), (4 * hidden, state), (4 * hidden,), (4 * hidden,)]
+    shapes += [(projection, hidden)] if projection else []
+    return [torch.empty(shape, device="cuda", dtype=dtype) for shape in shapes * directions]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("lengths_on", [None, "cpu", "cuda"])
+def test_layer(dtype: torch.dtype, lengths_on: str | None) -> None:
+    with FakeTensorMode():
+        x = torch.empty(5, 3, 4, device="cuda", dtype=dtype)
+        own = weights(4, 6, 2, 2, dtype)
+        states = [torch.empty(2, 3, n, device="cuda", dtype=dtype) for n in (2, 6)]
+        lengths = None if lengths_on is None else torch.empty(3, dtype=torch.int64, device=lengths_on)
+        call = (x, *states, own, None, lengths, None, *STANDARD, True, True, True)
+        results = ops.lstm_layer(*call, 2)
+        shapes = [(5, 3, 4), (2, 3, 2), (2, 3, 6), (5, 3, 12), (5, 3, 2, 4, 6), (5, 3, 12)]
+        assert [tuple(r.shape) for r in results] == shapes
+        assert [r.dtype for r in results] == [dtype] * 3 + [torch.float32] * 3
+        assert {r.device.type for r in results} == {"cuda"}
+        assert [r.numel() for r in ops.lstm_layer(*call, 0)][3:] == [0, 0, 0]
+
+        needs = [1, 0, 1] + [k % 2 for k in range(10)]
+        saved = (results[0], *results[3:])
+        *named, grads = ops.lstm_layer_backward(*map(torch.empty_like, results[:4]), *call, *saved, needs)
+        for grad, of, need in zip([*named, *grads], [x, *states, *own], needs, strict=True):
+            assert tuple(grad.shape) == (tuple(of.shape) if need else (0,))
+            assert grad.dtype == dtype and grad.device.type == "cuda"
+
+
+def test_cell() -> None:
+    with FakeTensorMode():
+        x, h, c = (torch.empty(3, n, device="cuda") for n in (4, 6, 6))
+        results = ops.lstm_cell(x, h, c, weights(4, 6, 0, 1, torch.float32), *STANDARD, True, False, 2)
+        assert [tuple(r.shape) for r in results] == [(3, 6), (3, 6), (3, 6), (3, 4, 6), (0,)]
+        assert {r.device.type for r in results} == {"cuda"}
+
+
+def test_tensors_on_two_devices_are_refused() -> None:
+    with FakeTensorMode():
+        x = torch.empty(5, 3, 4, device="cuda")
+        own = [w.to("cpu") for w in weights(4, 6, 0, 1, torch.float32)]
+        with pytest.raises(RuntimeError, match="on cuda"):
+            ops.lstm_layer(x, None, None, own, None, None, None, *STANDARD, True, False, False, 0)
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "reason"),
+    [
+        ((9, 0), "8.0;8.6;9.0+PTX;10.0", None),
+        ((8, 9), "8.0 8.6", None),  # code for 8.6 runs on 8.9
+        ((8, 0), "8.6", "built for 8.6 only"),
+        ((9, 0), "9.0a", None),
+        ((10, 0), "9.0a", "built for 9.0a only"),
+        ((10, 0), "9.0+PTX", None),
+        ((10, 0), "9.0a+PTX", "built for"),
+        ((12, 0), "8.0 9.0 10.0", "built for 8.0 9.0 10.0 only"),
+        ((10, 3), "10.0f", None),
+        ((7, 5), "7.5", "compute capability 7.5, the fused kernels need 8.0"),
+        ((9, 0), "Hopper", None),  # not known, not refused
+        ((9, 0), "", None),
+    ],
+)
+def test_which_gpus_a_build_is_for(
+    capability: tuple[int, int], architectures: str, reason: str | None
+) -> None:
+    found = gpu.why_not_capability(capability, architectures)
+    assert found is None if reason is None else found is not None and reason in found
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+def test_why_not_without_a_gpu() -> None:
+    reason = customlstm.dispatch.why_not_fused(torch.device("cuda"), torch.float32)
+    assert reason is not None
+    assert any(text in reason for text in ("has no CUDA kernels", "can use no GPU", "is not loaded"))

@@ -1,0 +1,415 @@
+"""The operators and modules on a GPU, against the float64 reference on the CPU: a minute or two."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import customlstm
+from customlstm import _binary, dispatch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
+
+from support_compare import assert_close, assert_same_bits
+from support_ops import (
+    CELLS,
+    Case,
+    LayerCall,
+    make_call,
+    run_cell,
+    run_layer,
+    run_reference,
+)  # fmt: skip
+
+CUDA = torch.device("cuda")
+
+
+def _why_skip() -> str:
+    if not torch.cuda.is_available():
+        return "torch can use no GPU here"
+    if not _binary.status().loaded:
+        return f"no compiled library: {_binary.status().reason}"
+    return dispatch.why_not_fused(torch.device("cuda", 0), torch.float32) or ""
+
+
+pytestmark = pytest.mark.skipif(bool(_why_skip()), reason=_why_skip())
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# Of results of size 1. The reference gets the same rounded numbers, so this is the kernels' own error.
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-5, torch.bfloat16: 4e-2, torch.float16: 6e-3}
+VARIANTS = ("step", "grid", "cluster")
+
+
+@pytest.fixture(autouse=True)
+def _full_precision() -> Iterator[None]:
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "ieee"
+    yield
+    matmul.fp32_precision = before
+
+
+def on_gpu(call: LayerCall, device: torch.device = CUDA, lengths_there: bool = False) -> LayerCall:
+    def move(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x.to(device)
+
+    return call.replace(
+        input=move(call.input),
+        h_0=move(call.h_0),
+        c_0=move(call.c_0),
+        weights=[w.to(device) for w in call.weights],
+        resets=move(call.resets),
+        lengths=move(call.lengths) if lengths_there else call.lengths,
+    )
+
+
+def to_cpu(results: dict[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    return {name: x.cpu() if dtype is None else x.cpu().to(dtype) for name, x in results.items()}
+
+
+def compare(case: Case, tolerance: float | None = None, lengths_there: bool = False) -> None:
+    """Results and all gradients of one call against the reference in float64."""
+    call = make_call(case)
+    expected = run_reference(call.to(torch.float64))
+    found = to_cpu(run_layer(on_gpu(call, lengths_there=lengths_there)), torch.float64)
+    tolerance = TOLERANCE[case.dtype] if tolerance is None else tolerance
+    scale = max(1.0, *(float(x.abs().max()) for x in expected.values() if x.numel()))
+    assert_close(found, expected, case, tolerance * scale, tolerance)
+
+
+def fits(variant: str, dtype: torch.dtype) -> bool:
+    if variant == "step":
+        return True
+    newest = torch.cuda.get_device_capability()[0] >= 9
+    return dtype != torch.float64 and (variant == "grid" or newest)
+
+
+# --- every option ---
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["padded", "packed", "lengths", "no lengths"])
+def test_options(layout: str, dtype: torch.dtype) -> None:
+    for resets, bidirectional, projection in itertools.product(["none", "some"], [False, True], [0, 5]):
+        case = Case(
+            9, 5, 7, 24, projection, bidirectional=bidirectional, layout=layout, resets=resets, dtype=dtype
+        )
+        compare(case)
+        if layout == "lengths":
+            compare(case, lengths_there=True)
+    compare(Case(9, 5, 7, 24, bias=False, given=False, layout="padded", dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_activation(dtype: torch.dtype) -> None:
+    # In 16 bits a rounding may fall on the other side of a kink, and the gradient jumps there.
+    tolerance = {torch.bfloat16: 0.3, torch.float16: 0.1}.get(dtype)
+    for cell in CELLS:
+        compare(Case(3, 4, 5, 16, cell=cell, gain=0.3, dtype=dtype), tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant(variant: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not fits(variant, dtype):
+        pytest.skip(f"{variant} is not for {dtype} on this GPU")
+    monkeypatch.setenv("CUSTOMLSTM_CUDA_VARIANT", variant)
+    for hidden, batch in itertools.product((1, 17, 128), (1, 8, 33)):
+        compare(Case(5, batch, 6, hidden, dtype=dtype))
+    compare(Case(5, 9, 6, 40, 12, bidirectional=True, layout="lengths", resets="some", dtype=dtype))
+    compare(Case(5, 9, 6, 40, bidirectional=True, layout="packed", cell="piecewise linear", gain=0.3,
+                 dtype=dtype), {torch.bfloat16: 0.3, torch.float16: 0.1}.get(dtype))  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_cell(dtype: torch.dtype) -> None:
+    for projection in (0, 3):
+        call = make_call(Case(1, 6, 4, 20, projection, dtype=dtype))
+        expected = run_cell(call.to(torch.float64), torch.ops.customlstm.lstm_cell_reference)
+        found = to_cpu(run_cell(on_gpu(call)), torch.float64)
+        assert_close(found, expected, projection, TOLERANCE[dtype] * 10, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_modules(dtype: torch.dtype) -> None:
+    """Layers, batch_first, unbatched, packed, lengths and resets by the front end, against ``nn.LSTM``."""
+    theirs = nn.LSTM(7, 12, 2, batch_first=True, bidirectional=True, proj_size=5).double()
+    ours = customlstm.LSTM(7, 12, 2, batch_first=True, bidirectional=True, proj_size=5, backend="fused")
+    ours.load_state_dict(theirs.state_dict())
+    ours.to(CUDA, dtype)
+    theirs.load_state_dict({k: v.to(torch.float64).cpu() for k, v in ours.state_dict().items()})
+    x = torch.randn(4, 6, 7).to(dtype)
+    for value in (x, x[0]):
+        expected, _ = theirs(value.double())
+        found, _ = ours(value.to(CUDA))
+        assert torch.allclose(found.cpu().double(), expected, rtol=0, atol=TOLERANCE[dtype] * 4)
+    lengths = torch.tensor([6, 2, 5, 1])
+    pack = torch.nn.utils.rnn.pack_padded_sequence
+    expected, _ = theirs(pack(x.double(), lengths, batch_first=True, enforce_sorted=False))
+    found, _ = ours(pack(x.to(CUDA), lengths, batch_first=True, enforce_sorted=False))
+    assert torch.allclose(found.data.cpu().double(), expected.data, rtol=0, atol=TOLERANCE[dtype] * 4)
+    padded, _ = nn.utils.rnn.pad_packed_sequence(found, batch_first=True)
+    for where in ("cpu", "cuda"):
+        output, _ = ours(x.to(CUDA), lengths=lengths.to(where))
+        assert torch.allclose(output, padded, rtol=0, atol=TOLERANCE[dtype])
+    h_all, c_all = ours.states(x.to(CUDA), resets=torch.rand(4, 6, device=CUDA) < 0.2)
+    assert h_all.shape == (4, 6, 10) and c_all.shape == (4, 6, 24) and c_all.dtype == dtype
+
+
+def test_gradcheck() -> None:
+    call = on_gpu(make_call(Case(3, 2, 3, 4, 2, bidirectional=True, resets="some")))
+    inputs = [call.input, call.h_0, call.c_0, *call.weights]
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+
+    def run(x: Tensor, h: Tensor, c: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        again = call.replace(input=x, h_0=h, c_0=c, weights=list(weights))
+        return torch.ops.customlstm.lstm_layer(*again.arguments(), 2)[:4]
+
+    assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
+
+
+def test_bad_values_stay_where_they_are() -> None:
+    call = make_call(Case(6, 7, 5, 17, bidirectional=True, layout="lengths", resets="some"))
+    beyond = torch.arange(6).unsqueeze(1) >= call.lengths
+    bad = call.replace(input=call.input.masked_fill(beyond.unsqueeze(-1), torch.nan))
+    assert_same_bits(to_cpu(run_layer(on_gpu(bad))), to_cpu(run_layer(on_gpu(call))), "NaN in the padding")
+    nan = call.input.clone()
+    nan[:, 2] = torch.nan
+    found = run_layer(on_gpu(call.replace(input=nan)))["output"]
+    others = [b for b in range(7) if b != 2]
+    assert not found[:, others].isnan().any()
+
+
+# --- behaviour ---
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_runs_give_the_same_bits(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUSTOMLSTM_CUDA_VARIANT", variant)
+    for dtype in (torch.float32, torch.bfloat16):
+        if not fits(variant, dtype):
+            pytest.skip(f"{variant} is not for this GPU")
+        call = on_gpu(make_call(Case(50, 16, 64, 128, bidirectional=True, dtype=dtype)))
+        first = to_cpu(run_layer(call))
+        for _ in range(5):
+            assert_same_bits(to_cpu(run_layer(call)), first, dtype)
+
+
+def test_no_synchronisation() -> None:
+    case = Case(8, 5, 7, 24, bidirectional=True, layout="lengths", resets="some", dtype=torch.float32)
+    calls = [
+        on_gpu(make_call(case), lengths_there=True),
+        on_gpu(make_call(case)),
+        on_gpu(
+            make_call(Case(8, 5, 7, 24, 6, layout="packed", cell="piecewise linear", dtype=torch.bfloat16))
+        ),
+    ]
+    module = customlstm.LSTM(7, 24, 2, batch_first=True, device=CUDA, backend="fused")
+    x, lengths = torch.randn(5, 8, 7, device=CUDA), torch.tensor([8, 0, 3, 5, 1], device=CUDA)
+
+    def everything() -> None:
+        for call in calls:
+            fresh = call.replace(weights=[w.detach().requires_grad_() for w in call.weights])
+            results = torch.ops.customlstm.lstm_layer(*fresh.arguments(), 2)
+            torch.autograd.grad(results[0].sum(), fresh.weights)
+        module(x, lengths=lengths)[0].sum().backward()
+
+    everything()  # cuBLAS makes its handle, the kernels read the device's limits
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        everything()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("layout", ["padded", "packed", "lengths"])
+def test_cuda_graph(layout: str, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captured once, replayed with other numbers in the same tensors."""
+    if not fits(variant, torch.float32):
+        pytest.skip(f"{variant} is not for this GPU")
+    monkeypatch.setenv("CUSTOMLSTM_CUDA_VARIANT", variant)
+    call = on_gpu(make_call(Case(8, 5, 7, 24, layout=layout, dtype=torch.float32)), lengths_there=True)
+    leaves = [call.input, *call.weights]
+
+    def step() -> list[Tensor]:
+        results = torch.ops.customlstm.lstm_layer(*call.arguments(), 2)
+        saved, needs = (results[0], *results[3:]), [1, 1, 1] + [1] * len(call.weights)
+        grads = torch.ops.customlstm.lstm_layer_backward(
+            *[torch.ones_like(r) for r in results[:4]], *call.arguments(), *saved, needs
+        )
+        return [*results[:4], *grads[:3], *grads[3]]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for _ in range(3):
+        for leaf in leaves:
+            leaf.copy_(torch.randn_like(leaf) * 0.3)
+        graph.replay()
+        found = [x.clone() for x in captured]
+        for a, b in zip(found, step(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_two_streams_at_once() -> None:
+    calls = [on_gpu(make_call(Case(200, 16, 64, 128, dtype=torch.bfloat16, seed=k))) for k in range(2)]
+    expected = [to_cpu(run_layer(call)) for call in calls]
+    streams = [torch.cuda.Stream() for _ in calls]
+    torch.cuda.synchronize()
+    found: list[list[dict[str, Tensor]]] = [[], []]
+    for _ in range(10):
+        for k, (call, stream) in enumerate(zip(calls, streams, strict=True)):
+            with torch.cuda.stream(stream):
+                found[k].append(run_layer(call))
+    torch.cuda.synchronize()
+    for runs, wanted in zip(found, expected, strict=True):
+        for run in runs:
+            assert_same_bits(to_cpu(run), wanted, "on a stream of its own")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are fewer than two GPUs")
+def test_another_device_than_the_current_one() -> None:
+    call = make_call(Case(6, 5, 7, 24, dtype=torch.float32))
+    first = to_cpu(run_layer(on_gpu(call)))
+    second = run_layer(on_gpu(call, torch.device("cuda", 1)))
+    assert {x.device.index for x in second.values()} == {1} and torch.cuda.current_device() == 0
+    assert_close(to_cpu(second), first, "on cuda:1", 1e-5, 1e-5)
+    mixed = on_gpu(call, torch.device("cuda", 1)).replace(weights=on_gpu(call).weights)
+    with pytest.raises(RuntimeError, match="cuda:0, but input is on cuda:1"):
+        torch.ops.customlstm.lstm_layer(*mixed.arguments(), 0)
+
+
+def test_memory_does_not_grow() -> None:
+    call = on_gpu(make_call(Case(20, 8, 16, 64, bidirectional=True, layout="packed", dtype=torch.bfloat16)))
+    used = []
+    for _ in range(30):
+        run_layer(call)
+        torch.cuda.synchronize()
+        used.append(torch.cuda.memory_allocated())
+    assert used[-1] == used[5]
+
+
+def test_inference_keeps_nothing() -> None:
+    module = customlstm.LSTM(64, 256, device=CUDA, backend="fused")
+    x = torch.randn(400, 64, 64, device=CUDA)
+    with torch.no_grad():
+        module(x)
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        output, states = module(x)
+    kept = torch.cuda.memory_allocated() - before
+    assert kept <= sum(t.untyped_storage().nbytes() for t in (output, *states)) + 4096
+
+
+def test_inference_in_pieces_is_inference_at_once() -> None:
+    """2100 steps of 64 sequences are more than 256 MB of gates."""
+    module = customlstm.LSTM(16, 128, device=CUDA, backend="fused")
+    x = torch.randn(2100, 64, 16, device=CUDA)
+    with torch.no_grad():
+        in_pieces, states = module(x)
+    at_once, others = module(x)
+    for a, b in zip((in_pieces, *states), (at_once, *others), strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-5)
+
+
+def test_tf32_follows_pytorchs_switch() -> None:
+    """The error of one product shows whether its operands were rounded; both faces of the switch."""
+    call = make_call(Case(4, 32, 16, 256, dtype=torch.float32))
+    exact = run_reference(call.to(torch.float64))["output"]
+    there, matmul = on_gpu(call), torch.backends.cuda.matmul
+
+    def error() -> float:
+        output = torch.ops.customlstm.lstm_layer(*there.arguments(), 0)[0]
+        return float((output.cpu().double() - exact).abs().max())
+
+    full = error()
+    matmul.fp32_precision = "tf32"
+    rounded = error()
+    matmul.fp32_precision = "ieee"
+    assert error() == full and full < 1e-5 < rounded < 1e-2
+    torch.set_float32_matmul_precision("high")
+    assert error() == rounded
+    torch.set_float32_matmul_precision("highest")
+    assert error() == full
+
+
+def test_autocast() -> None:
+    module = customlstm.LSTM(7, 24, device=CUDA, backend="fused")
+    x = torch.randn(8, 5, 7, device=CUDA, requires_grad=True)
+    with torch.autocast("cuda", torch.bfloat16):
+        output, _ = module(x)
+        output.float().sum().backward()  # inside: the gradient's products must not be cast again
+    assert output.dtype == torch.bfloat16 and x.grad is not None and x.grad.dtype == torch.float32
+    inside = x.grad.clone()
+    x.grad = None
+    with torch.autocast("cuda", torch.bfloat16):
+        output, _ = module(x)
+    output.float().sum().backward()
+    assert torch.equal(x.grad, inside)
+    double = on_gpu(make_call(Case(4, 3, 5, 8)))
+    with torch.autocast("cuda", torch.float16):
+        assert torch.ops.customlstm.lstm_layer(*double.arguments(), 0)[0].dtype == torch.float64
+
+
+def test_compile_and_export() -> None:
+    module = customlstm.LSTM(7, 24, 2, device=CUDA, backend="fused")
+    x = torch.randn(8, 5, 7, device=CUDA)
+    expected = module(x)[0]
+    assert torch.allclose(torch.compile(module, fullgraph=True, backend="aot_eager")(x)[0], expected)
+    assert torch.allclose(torch.export.export(module, (x,)).module()(x)[0], expected)
+    assert torch.allclose(torch.jit.script(module)(x)[0], expected)
+
+
+def test_explain_shows_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = customlstm.LSTM(7, 128, device=CUDA), torch.randn(8, 5, 7, device=CUDA)
+    found = customlstm.explain(module, x)
+    major, minor = torch.cuda.get_device_capability()
+    assert found.backend == "fused" and found.kernel == f"cuda sm_{major}{minor}"
+    assert "forward float32, " in str(found) and "backward float32, " in str(found)
+    monkeypatch.setenv("CUSTOMLSTM_CUDA_VARIANT", "step")
+    assert "forward float32, step: " in str(customlstm.explain(module, x))
+
+
+# --- errors ---
+
+
+def test_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = on_gpu(make_call(Case(4, 3, 5, 8, layout="lengths", resets="some")))
+    layer = torch.ops.customlstm.lstm_layer
+
+    def refused(match: str, **changes: object) -> None:
+        with pytest.raises(RuntimeError, match=match):
+            layer(*call.replace(**changes).arguments(), 0)
+
+    refused("weight_ih is on the CPU, but input is on cuda:0", weights=[w.cpu() for w in call.weights])
+    refused("h_0 is on the CPU, but input is on cuda:0", h_0=call.h_0.cpu())
+    refused("resets is on the CPU, but input is on cuda:0", resets=call.resets.cpu())
+    refused(r"lengths\[0\] is 9, expected 0 to 4", lengths=torch.full((3,), 9))
+    refused("c_0 is float32, but input is float64", c_0=call.c_0.float())
+    refused("h_0 has shape", h_0=call.h_0[:, :1])
+    monkeypatch.setenv("CUSTOMLSTM_CUDA_VARIANT", "grid")
+    refused(r"asks for grid, which does not fit: .*float64")
+    monkeypatch.setenv("CUSTOMLSTM_CUDA_VARIANT", "fast")
+    refused('"fast", expected step, grid or cluster')
+
+
+def test_lengths_on_the_device_are_clamped() -> None:
+    """Their values cannot be checked without waiting; no value makes a kernel read elsewhere."""
+    call = on_gpu(make_call(Case(4, 3, 5, 8, layout="lengths", dtype=torch.float32)))
+    wild = torch.tensor([-5, 2**40, 2], device=CUDA)
+    tame = torch.tensor([0, 4, 2], device=CUDA)
+    found, expected = run_layer(call.replace(lengths=wild)), run_layer(call.replace(lengths=tame))
+    assert_same_bits(to_cpu(found), to_cpu(expected), "lengths out of range")
