@@ -196,7 +196,7 @@ def check_dtype_and_device(
             )
         if value.dtype != dtype and not torch._C._is_any_autocast_enabled():
             kind = ValueError if value_error and name == "input" else RuntimeError
-            raise kind(
-                f"{name} has dtype {value.dtype}, the weights have {dtype}; convert one: "
-                f"{name}.to({dtype}) or module.to({value.dtype})"
-            )
+            way_out = f"convert it: {name}.to({dtype})"
+            if value.is_floating_point():
+                way_out = f"convert one: {name}.to({dtype}) or module.to({value.dtype})"
+            raise kind(f"{name} has dtype {value.dtype}, the weights have {dtype}; {way_out}")

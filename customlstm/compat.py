@@ -115,6 +115,10 @@ class LSTMCell(nn.Module):
             input, pair, self._weight_list(), self._cell_name, self._cell_args, True, self.backend
         )
 
+    def _check(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> None:
+        """Raises what a call with these arguments does; computes no step."""
+        functional.check_step(input, None if hx is None else _pair(hx, "hx"), self._weight_list())
+
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.hidden_size}" + _options(self)
 
@@ -192,6 +196,23 @@ class LSTM(nn.Module):
         self, input: Tensor, initial_states: Sequence[tuple[Tensor, Tensor]] | None = None
     ) -> tuple[Tensor, Tensor]:
         """The states of the top layer; see the class."""
+        hx = self._checked_states(input, initial_states)
+        cell_name, cell_args = self.cell.encode()
+        h, h_n, c_n, c = functional.lstm(
+            input, hx, self._weight_list(), None, None, cell_name, cell_args, True, False, True, 0.0,
+            self.training, self.sequences, self.backend,
+        )  # fmt: skip
+        return (h, c) if self.sequences else (h_n[-1], c_n[-1])
+
+    def _check(self, input: Tensor, initial_states: Sequence[tuple[Tensor, Tensor]] | None) -> None:
+        """Raises what a call with these arguments does; computes no step."""
+        hx = self._checked_states(input, initial_states)
+        functional.check_padded(input, hx, self._weight_list(), None, None, True, False, True)
+
+    def _checked_states(
+        self, input: Tensor, initial_states: Sequence[tuple[Tensor, Tensor]] | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """The initial states stacked, if ``input`` is of the right kind and all layers are of one cell."""
         if not isinstance(input, Tensor):
             raise TypeError(f"input must be a tensor [B, T, {self.input_size}], got {type(input).__name__}")
         if input.dim() != 3:
@@ -203,12 +224,7 @@ class LSTM(nn.Module):
             raise ValueError(
                 "all layers must have one cell and one backend: assign lstm.cell, which changes every layer"
             )
-        cell_name, cell_args = self.cell.encode()
-        h, h_n, c_n, c = functional.lstm(
-            input, hx, self._weight_list(), None, None, cell_name, cell_args, True, False, True, 0.0,
-            self.training, self.sequences, self.backend,
-        )  # fmt: skip
-        return (h, c) if self.sequences else (h_n[-1], c_n[-1])
+        return hx
 
     def _stacked(self, states: Sequence[tuple[Tensor, Tensor]], batch: int) -> tuple[Tensor, Tensor]:
         """The list of (h, c) as (h [layers, B, H], c [layers, B, H])."""

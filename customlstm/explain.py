@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import checks, compat, dispatch, functional, launch_plan
+from . import compat, dispatch, functional, launch_plan
 from .modules import LSTM, LSTMCell
 
 _KEPT = {0: "keeps nothing", 1: "keeps the cell states", 2: "keeps what backward needs"}
@@ -62,18 +62,14 @@ def explain(
     Args:
         module: an :class:`customlstm.LSTM` or :class:`customlstm.LSTMCell`, or those of
             :mod:`customlstm.compat`.
-        input, hx, lengths, resets: as in the call. Device, dtype and gradients needed are read, no values.
+        input, hx, lengths, resets: as in the call. Of values only those of ``lengths`` are read.
 
     Raises:
         TypeError: ``module`` is none of these.
+        TypeError, ValueError, RuntimeError: what the call raises for these arguments.
     """
-    if not isinstance(module, (LSTM, LSTMCell, compat.LSTM, compat.LSTMCell)):
-        raise TypeError(
-            f"module must be a customlstm.LSTM or customlstm.LSTMCell, got {type(module).__name__}"
-        )
+    _check(module, input, hx, lengths, resets)
     data = input.data if isinstance(input, PackedSequence) else input
-    if not isinstance(module, compat.LSTM):
-        checks.check_arguments(data, hx, lengths, resets)
     weights, layers = module._weight_list(), getattr(module, "num_layers", 1)
     if hx is not None and isinstance(module, compat.LSTM):
         hx = module._stacked(hx, data.size(0))
@@ -97,6 +93,23 @@ def explain(
         refused=wanted == "fused" and not fused and not dispatch.is_traced(tensors),
         plans=tuple(plans),
     )
+
+
+def _check(module: Any, input: Any, hx: Any, lengths: Any, resets: Any) -> None:
+    if isinstance(module, LSTM):
+        module._check(input, hx, lengths, resets)
+    elif isinstance(module, (LSTMCell, compat.LSTM, compat.LSTMCell)):
+        for name, value in (("lengths", lengths), ("resets", resets)):
+            if value is not None:
+                raise TypeError(f"{type(module).__name__} takes no {name}; leave {name} out")
+        module._check(input, hx)
+    else:
+        name = f"{type(module).__module__}.{type(module).__qualname__}"
+        inside = isinstance(module, nn.Module) and any(
+            isinstance(each, (LSTM, LSTMCell, compat.LSTM, compat.LSTMCell)) for each in module.modules()
+        )
+        hint = "; pass the layer itself, with the input that it gets" if inside else ""
+        raise TypeError(f"module must be a customlstm.LSTM or customlstm.LSTMCell, got {name}{hint}")
 
 
 def _fused_kernel(device: torch.device) -> str:

@@ -53,6 +53,41 @@ def lstm(
         RuntimeError: any other shape, dtype or device; ``backend="fused"`` where no fused kernel can run.
         TypeError: dtype of ``lengths`` or ``resets``.
     """
+    batched = input.dim() == 3
+    x, h_0, c_0, lengths, resets = check_padded(
+        input, hx, weights, lengths, resets, bias, bidirectional, batch_first
+    )
+    output, h_n, c_n, c_all = _layers(
+        x, h_0, c_0, weights, None, lengths, resets, cell, cell_args, bias, bidirectional, dropout, training,
+        states, backend,
+    )  # fmt: skip
+    if not batched:
+        output, h_n, c_n = output.squeeze(1), h_n.squeeze(1), c_n.squeeze(1)
+    elif batch_first:
+        output = output.transpose(0, 1)
+    if not states:
+        c_all = output
+    elif not batched:
+        c_all = c_all.squeeze(1)
+    elif batch_first:
+        c_all = c_all.transpose(0, 1)
+    return output, h_n, c_n, c_all
+
+
+def check_padded(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: list[Tensor],
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    bias: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """x [T, B, L], h_0, c_0, lengths and resets as :func:`_layers` takes them; raises what :func:`lstm` does.
+
+    Nothing is computed: it serves :func:`customlstm.explain` too.
+    """
     if input.dim() != 2 and input.dim() != 3:
         raise ValueError(
             f"LSTM: Expected input to be 2D [T, input_size] or 3D "
@@ -95,21 +130,7 @@ def lstm(
         lengths = checks.check_lengths(lengths, x, batched)
     if resets is not None:
         resets = checks.check_resets(resets, x.size(0), x.size(1), x.device, batched, batch_first)
-    output, h_n, c_n, c_all = _layers(
-        x, h_0, c_0, weights, None, lengths, resets, cell, cell_args, bias, bidirectional, dropout, training,
-        states, backend,
-    )  # fmt: skip
-    if not batched:
-        output, h_n, c_n = output.squeeze(1), h_n.squeeze(1), c_n.squeeze(1)
-    elif batch_first:
-        output = output.transpose(0, 1)
-    if not states:
-        c_all = output
-    elif not batched:
-        c_all = c_all.squeeze(1)
-    elif batch_first:
-        c_all = c_all.transpose(0, 1)
-    return output, h_n, c_n, c_all
+    return x, h_0, c_0, lengths, resets
 
 
 def lstm_packed(
@@ -138,21 +159,26 @@ def lstm_packed(
     Returns:
         output [N, D*P], h_n [K, B, P], c_n [K, B, H], c_all [N, D*H] (without ``states`` the output again).
     """
+    check_packed(data, (h_0, c_0), weights)
+    return _layers(
+        data, h_0, c_0, weights, batch_sizes, None, resets, cell, cell_args, bias, bidirectional, dropout,
+        training, states, backend,
+    )  # fmt: skip
+
+
+def check_packed(data: Tensor, hx: tuple[Tensor, Tensor] | None, weights: list[Tensor]) -> None:
+    """Raises what :func:`lstm_packed` does for rows and states that do not fit the weights."""
     if data.dim() != 2:
         raise RuntimeError(
             f"data of a packed input must have 2 dimensions [N, input_size], got {list(data.shape)}"
         )
     if not torch.jit.is_scripting():
-        checks.check_dtype_and_device(data, (h_0, c_0), weights, False)
+        checks.check_dtype_and_device(data, hx, weights, False)
     if data.size(-1) != weights[0].size(1):
         raise RuntimeError(
             f"input.size(-1) must be equal to input_size. Expected {weights[0].size(1)}, got {data.size(-1)} "
             f"(the packed data has shape {list(data.shape)})"
         )
-    return _layers(
-        data, h_0, c_0, weights, batch_sizes, None, resets, cell, cell_args, bias, bidirectional, dropout,
-        training, states, backend,
-    )  # fmt: skip
 
 
 def lstm_cell(
@@ -172,18 +198,8 @@ def lstm_cell(
         ValueError: number of dimensions of ``input`` or ``hx``.
         RuntimeError: any other shape, dtype or device; ``backend="fused"`` where no fused kernel can run.
     """
-    if input.dim() != 1 and input.dim() != 2:
-        raise ValueError(
-            "LSTMCell: Expected input to be 1D [input_size] or 2D [B, input_size], "
-            f"got {input.dim()}D instead; for a whole sequence use customlstm.LSTM"
-        )
+    check_step(input, hx, weights)
     batched = input.dim() == 2
-    if not torch.jit.is_scripting():
-        checks.check_dtype_and_device(input, hx, weights, False)
-    if input.size(-1) != weights[0].size(1):
-        raise RuntimeError(
-            f"input has inconsistent input_size: got {input.size(-1)} expected {weights[0].size(1)}"
-        )
     hidden, state = weights[1].size(0) // 4, weights[1].size(1)
     x = input if batched else input.unsqueeze(0)
     if hx is None:
@@ -193,7 +209,6 @@ def lstm_cell(
             c_0 = torch.zeros([x.size(0), hidden], dtype=x.dtype, device=x.device)
     else:
         h_0, c_0 = hx
-        checks.check_step_states(h_0, c_0, input, hidden, state)
         if not batched:
             h_0, c_0 = h_0.unsqueeze(0), c_0.unsqueeze(0)
     save = _what_to_save(x, h_0, c_0, weights, False)
@@ -213,6 +228,24 @@ def lstm_cell(
     if not batched:
         return h_1.squeeze(0), c_1.squeeze(0)
     return h_1, c_1
+
+
+def check_step(input: Tensor, hx: tuple[Tensor, Tensor] | None, weights: list[Tensor]) -> None:
+    """Raises what :func:`lstm_cell` does for input and states that do not fit the weights."""
+    if input.dim() != 1 and input.dim() != 2:
+        raise ValueError(
+            "LSTMCell: Expected input to be 1D [input_size] or 2D [B, input_size], "
+            f"got {input.dim()}D instead; for a whole sequence use customlstm.LSTM"
+        )
+    if not torch.jit.is_scripting():
+        checks.check_dtype_and_device(input, hx, weights, False)
+    if input.size(-1) != weights[0].size(1):
+        raise RuntimeError(
+            f"input has inconsistent input_size: got {input.size(-1)} expected {weights[0].size(1)}"
+        )
+    if hx is not None:
+        hidden, state = weights[1].size(0) // 4, weights[1].size(1)
+        checks.check_step_states(hx[0], hx[1], input, hidden, state)
 
 
 def _layers(

@@ -223,26 +223,16 @@ class LSTM(_Recurrent):
         resets: Tensor | None,
         states: bool,
     ) -> tuple[PackedSequence, Tensor, Tensor, PackedSequence]:
-        if lengths is not None:
-            raise ValueError(
-                "lengths cannot be given with a PackedSequence, which has its own; leave lengths out"
-            )
         data, batch_sizes, sorted_indices, unsorted_indices = input
-        checks.check_arguments(data, hx, lengths, resets)
         weights = self._weight_list()
-        batch = int(batch_sizes[0]) if sorted_indices is None else sorted_indices.size(0)
+        batch, resets = self._check_packed(input, hx, weights, lengths, resets)
         if hx is None:
             rows = self.num_layers * (2 if self.bidirectional else 1)
             h_0 = data.new_zeros(rows, batch, self.proj_size or self.hidden_size)
             c_0 = data.new_zeros(rows, batch, self.hidden_size)
         else:
-            h_0, c_0 = hx
-            checks.check_states(h_0, c_0, weights, batch, self.bias, self.bidirectional, False)
-            h_0, c_0 = _reorder(h_0, sorted_indices), _reorder(c_0, sorted_indices)
+            h_0, c_0 = _reorder(hx[0], sorted_indices), _reorder(hx[1], sorted_indices)
         if resets is not None:
-            resets = checks.check_resets(
-                resets, batch_sizes.size(0), batch, data.device, True, self.batch_first
-            )
             resets = _reorder(resets, sorted_indices)
         output, h_n, c_n, c_all = functional.lstm_packed(
             data,
@@ -264,6 +254,42 @@ class LSTM(_Recurrent):
             PackedSequence(rows, batch_sizes, sorted_indices, unsorted_indices) for rows in (output, c_all)
         )
         return output, _reorder(h_n, unsorted_indices), _reorder(c_n, unsorted_indices), c_all
+
+    def _check_packed(
+        self,
+        input: PackedSequence,
+        hx: States | None,
+        weights: list[Tensor],
+        lengths: Tensor | None,
+        resets: Tensor | None,
+    ) -> tuple[int, Tensor | None]:
+        """The batch, and resets as [T, B] in the order before sorting; raises what the call does."""
+        if lengths is not None:
+            raise ValueError(
+                "lengths cannot be given with a PackedSequence, which has its own; leave lengths out"
+            )
+        data, batch_sizes, sorted_indices, _ = input
+        checks.check_arguments(data, hx, lengths, resets)
+        batch = int(batch_sizes[0]) if sorted_indices is None else sorted_indices.size(0)
+        if hx is not None:
+            checks.check_states(*hx, weights, batch, self.bias, self.bidirectional, False)
+        if resets is not None:
+            resets = checks.check_resets(
+                resets, batch_sizes.size(0), batch, data.device, True, self.batch_first
+            )
+        return batch, resets
+
+    def _check(self, input: Any, hx: States | None, lengths: Tensor | None, resets: Tensor | None) -> None:
+        """Raises what a call with these arguments does; computes nothing."""
+        weights = self._weight_list()
+        if isinstance(input, PackedSequence):
+            self._check_packed(input, hx, weights, lengths, resets)
+            functional.check_packed(input.data, hx, weights)
+        else:
+            checks.check_arguments(input, hx, lengths, resets)
+            functional.check_padded(
+                input, hx, weights, lengths, resets, self.bias, self.bidirectional, self.batch_first
+            )
 
     def _dropout(self) -> float:
         # Read only where it counts: a float attribute that Dynamo sees costs it a second pass.
@@ -376,6 +402,12 @@ class LSTMCell(_Recurrent):
         if self.weight_hr is not None:
             weights += [self.weight_hr]
         return weights
+
+    @torch.jit.unused
+    def _check(self, input: Any, hx: tuple[Tensor, Tensor] | None) -> None:
+        """Raises what a call with these arguments does; computes nothing."""
+        checks.check_arguments(input, hx, None, None)
+        functional.check_step(input, hx, self._weight_list())
 
     @torch.jit.unused
     def _find_weights(self) -> list[Tensor]:

@@ -320,3 +320,16 @@ def test_explain(backend):
         step = explain(lstm.lay0, X[:, 0], (H, H))
     assert step.backend == backend
     assert "lstm_cell, 3 -> 5, keeps nothing" in step.layers[0]
+
+
+def test_explain_raises_what_the_call_raises() -> None:
+    lstm, cell = compat.LSTM(4, 6, layers=2), compat.LSTMCell(4, 6)
+    x, state = torch.zeros(3, 5, 4), (torch.zeros(3, 6), torch.zeros(3, 6))
+    calls = [(lstm, x[0]), (lstm, x[..., :3]), (lstm, x.double()), (lstm, x, [state]), (lstm, x, state)]
+    for module, *given in [*calls, (cell, x), (cell, x[0].long()), (cell, x[:, 0], state[0])]:
+        errors = []
+        for call in (module, lambda *given, module=module: explain(module, *given)):
+            with pytest.raises((TypeError, ValueError, RuntimeError)) as caught:
+                call(*given)
+            errors.append((caught.type, str(caught.value)))
+        assert errors[0] == errors[1]

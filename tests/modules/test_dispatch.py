@@ -150,10 +150,16 @@ def test_explain_reference() -> None:
         "  layer 0: reference of lstm_cell, 4 -> 6, keeps what backward needs\n"
         "not fused, because backend='reference' was asked for"
     )
-    with pytest.raises(
-        TypeError, match=r"module must be a customlstm.LSTM or customlstm.LSTMCell, got Linear"
-    ):
-        customlstm.explain(torch.nn.Linear(4, 6), x)
+
+
+def test_explain_of_another_module() -> None:
+    expected = r"module must be a customlstm\.LSTM or customlstm\.LSTMCell, got "
+    with pytest.raises(TypeError, match=expected + r"torch\.nn\.modules\.rnn\.LSTM$"):
+        customlstm.explain(torch.nn.LSTM(4, 6), x)
+    with pytest.raises(TypeError, match=expected + r"torch\.nn\..*\.Sequential; pass the layer itself"):
+        customlstm.explain(torch.nn.Sequential(customlstm.LSTM(4, 6)), x)
+    with pytest.raises(TypeError, match="LSTMCell takes no lengths; leave lengths out"):
+        customlstm.explain(customlstm.LSTMCell(4, 6), x[0], lengths=torch.tensor([1]))
 
 
 def test_explain_computes_nothing() -> None:

@@ -44,7 +44,7 @@ CALL: dict[str, tuple[Any, ...]] = {
     "1-D input": ((x[0, 0],), "input to be 2D [T, input_size] or 3D [T, B, input_size], got 1D"),
     "4-D input": ((x[None],), "got 4D"),
     "dtype of input": ((x.double(),), "input has dtype torch.float64", "input.to(torch.float32)"),
-    "integer input": ((x.long(),), "input has dtype torch.int64", "weights have torch.float32"),
+    "integer input": ((x.long(),), "the weights have torch.float32; convert it: input.to(torch.float32)"),
     "device of input": ((x.to("meta"),), "input is on meta, the weights are on cpu"),
     "features": ((x[..., :3],), "input.size(-1) must be equal to input_size. Expected 4, got 3", "[5, 3, 3]"),
     "one tensor as hx": (
@@ -106,6 +106,12 @@ def compare(ours: Callable[[], Any], theirs: Callable[[], Any], fragments: tuple
         assert fragment in str(error)
 
 
+def explained(module: nn.Module, given: tuple[Any, ...], error: Exception) -> None:
+    """explain() raises what the call raises."""
+    found = error_of(lambda: customlstm.explain(module, *given))
+    assert type(found) is type(error) and str(found) == str(error)
+
+
 @cases(CONSTRUCTOR)
 def test_constructor(given: dict[str, Any], fragments: tuple[str, ...]) -> None:
     arguments = {"input_size": 4, "hidden_size": 6} | given
@@ -117,6 +123,7 @@ def test_constructor(given: dict[str, Any], fragments: tuple[str, ...]) -> None:
 def test_call(given: tuple[Any, ...], fragments: tuple[str, ...], backend: str) -> None:
     ours, theirs = customlstm.LSTM(4, 6, 2, backend=backend), nn.LSTM(4, 6, 2)
     compare(lambda: ours(*given), lambda: theirs(*given), fragments)
+    explained(ours, given, error_of(lambda: ours(*given)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -124,6 +131,7 @@ def test_call(given: tuple[Any, ...], fragments: tuple[str, ...], backend: str) 
 def test_cell_call(given: tuple[Any, ...], fragments: tuple[str, ...], backend: str) -> None:
     ours, theirs = customlstm.LSTMCell(4, 6, backend=backend), nn.LSTMCell(4, 6)
     compare(lambda: ours(*given), lambda: theirs(*given), fragments)
+    explained(ours, given, error_of(lambda: ours(*given)))
 
 
 @pytest.mark.parametrize("module", [customlstm.LSTM, customlstm.LSTMCell])
@@ -191,7 +199,7 @@ def test_batch_first_data_without_batch_first() -> None:
 )
 def test_lengths_and_resets(given: dict[str, Any], kind: type[Exception], text: str, backend: str) -> None:
     module = customlstm.LSTM(4, 6, backend=backend)
-    for call in (module, module.states):
+    for call in (module, module.states, lambda *a, **k: customlstm.explain(module, *a, **k)):
         with pytest.raises(kind, match=text):
             call(x, **given)
 
