@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -153,6 +153,9 @@ class Activation:
 
     def __call__(self, x: Tensor) -> Tensor:
         return KINDS[self.name].formula(x, *self.coefficients)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Activation, (self.name, self.alpha, self.beta))  # the constructor checks what was stored
 
     def __repr__(self) -> str:
         kind = KINDS[self.name]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .activations import KINDS, PIECEWISE_LINEAR, Activation, ActivationSpec, PiecewiseLinear, activation
@@ -114,6 +115,10 @@ class Cell:
 
 
 _STANDARD = Cell()
+
+# So that torch.load reads a checkpoint that holds a cell. What it then calls are these constructors, which
+# check what they are given.
+torch.serialization.add_safe_globals([Cell, Activation, PiecewiseLinear])
 
 
 @lru_cache(maxsize=256)

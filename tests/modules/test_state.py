@@ -116,6 +116,26 @@ def test_state_dict_loads_with_weights_only() -> None:
     assert list(torch.load(file, weights_only=True)) == list(module.state_dict())
 
 
+def test_a_cell_in_a_checkpoint_loads_with_weights_only() -> None:
+    module, file = customlstm.LSTM(4, 6, cell=CELL), io.BytesIO()
+    part = customlstm.activations.Activation("elu", 0.5)
+    torch.save({"cell": module.cell, "part": part, "weights": module.state_dict()}, file)
+    file.seek(0)
+    found = torch.load(file, weights_only=True)
+    assert found["cell"] == CELL and found["part"] == part
+    other = customlstm.LSTM(4, 6, cell=found["cell"])
+    other.load_state_dict(found["weights"])
+    x = torch.randn(5, 3, 4)
+    assert torch.equal(other(x)[0], module(x)[0])
+
+
+def test_a_stored_activation_is_checked() -> None:
+    stored = pickle.dumps(customlstm.activations.Activation("elu", 0.5))
+    assert pickle.loads(stored) == customlstm.activations.Activation("elu", 0.5)
+    with pytest.raises(ValueError, match="unknown activation 'evl'"):
+        pickle.loads(stored.replace(b"elu", b"evl"))
+
+
 @options
 def test_repr_is_that_of_nn_lstm(options: dict) -> None:
     assert repr(customlstm.LSTM(4, 6, **options)) == repr(nn.LSTM(4, 6, **options))
