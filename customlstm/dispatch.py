@@ -259,7 +259,7 @@ def _differentiable(operator_name: str) -> Callable[..., tuple[Tensor, ...]]:
     def run(*args: Any) -> tuple[Tensor, ...]:
         arguments, device_type = args[:-1], args[0].device.type
         if device_type in ops.AUTOCAST_DEVICES and torch.is_autocast_enabled(device_type):
-            arguments = ops.cast_for_autocast(arguments, device_type)
+            arguments = ops.cast_for_autocast(family, arguments, device_type)
             with _C._ExcludeDispatchKeyGuard(AUTOCAST_KEYS):
                 return family.specify(*arguments)
         return family.specify(*arguments)

@@ -17,14 +17,20 @@ from torch import _C, Tensor
 from . import _binary, schemas
 from .derivatives import autograd_backward, autograd_forward, eager, gradient_of
 from .kernels import AUTOCAST_KEYS, fake_backward, fake_forward, reference_backward, reference_forward
-from .signatures import FAMILIES, Family
+from .signatures import FAMILIES, NAMED, Family
 
 AUTOCAST_DEVICES = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 
-def cast_for_autocast(args: Sequence[Any], device_type: str) -> list[Any]:
-    """``args`` with every floating tensor on that device but float64 in the autocast dtype."""
+def cast_for_autocast(family: Family, args: Sequence[Any], device_type: str) -> list[Any]:
+    """``args`` of an operator with every floating tensor on that device but float64 in the autocast dtype.
+
+    A step with a float32 cell state is computed in float32 from what was rounded so and gives float32 states:
+    as in ``nn.LSTMCell`` the cell state of a loop is never rounded.
+    """
     dtype = torch.get_autocast_dtype(device_type)
+    c_0 = args[NAMED - 1]
+    wide = family.wide_state and c_0.dtype == torch.float32 and c_0.device.type == device_type
 
     def cast(value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -33,7 +39,9 @@ def cast_for_autocast(args: Sequence[Any], device_type: str) -> list[Any]:
                 and value.dtype != torch.float64
                 and value.device.type == device_type
             )
-            return value.to(dtype) if eligible else value
+            if not eligible or (wide and value is c_0):
+                return value
+            return value.to(dtype).to(torch.float32) if wide else value.to(dtype)
         if isinstance(value, (list, tuple)) and value and isinstance(value[0], Tensor):
             return [cast(item) for item in value]
         return value
@@ -41,9 +49,9 @@ def cast_for_autocast(args: Sequence[Any], device_type: str) -> list[Any]:
     return [cast(value) for value in args]
 
 
-def _autocast(operator: Any, device_type: str) -> Callable[..., Any]:
+def _autocast(family: Family, operator: Any, device_type: str) -> Callable[..., Any]:
     def rule(*args: Any) -> Any:
-        cast = cast_for_autocast(args, device_type)
+        cast = cast_for_autocast(family, args, device_type)
         with _C._ExcludeDispatchKeyGuard(AUTOCAST_KEYS):
             return operator(*cast)
 
@@ -91,7 +99,7 @@ def _register(
     _library.impl(name, autograd_forward(forward, gradient), "Autograd", with_keyset=True)
     _library.impl(backward_name, autograd_backward(family, backward), "Autograd", with_keyset=True)
     for device_type, key in AUTOCAST_DEVICES.items():
-        _library.impl(name, _autocast(forward, device_type), key)
+        _library.impl(name, _autocast(family, forward, device_type), key)
     _library.impl(backward_name, _without_autocast(backward), AUTOCAST_DEVICES["cuda"])
     return eager(forward, gradient)
 

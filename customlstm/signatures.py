@@ -32,6 +32,7 @@ class Family:
         indices: how many optional index tensors follow the weights.
         differentiable: how many of the results have a gradient; they come first.
         states: how many results precede c_all.
+        wide_state: whether autocast leaves a float32 cell state as it is, as ``nn.LSTMCell`` does.
     """
 
     schema: str
@@ -42,6 +43,7 @@ class Family:
     indices: int
     differentiable: int
     states: int
+    wide_state: bool = False
 
 
 def _specify_layer(
@@ -263,5 +265,6 @@ FAMILIES = {
         indices=0,
         differentiable=2,
         states=2,
+        wide_state=True,
     ),
 }

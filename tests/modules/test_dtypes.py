@@ -66,15 +66,39 @@ def test_autocast(dtype: torch.dtype, backend: str) -> None:
     expected = narrow(x.to(dtype), tuple(s.to(dtype) for s in hx))
     with torch.autocast("cpu", dtype):
         output, states = module(x, hx)
-        stepped = customlstm.LSTMCell(INPUT, HIDDEN, backend=backend)(x[0], (hx[0][0], hx[1][0]))
         double = customlstm.LSTM(INPUT, HIDDEN, dtype=torch.float64, backend=backend)(x.double())[0]
     for actual, e in zip([output, *states], [expected[0], *expected[1]], strict=True):
         assert torch.equal(actual, e)
-    assert {t.dtype for t in stepped} == {dtype}
     assert double.dtype == torch.float64
     # the gradients arrive in the dtype of the parameters
     output.float().sum().backward()
     assert {p.grad.dtype for p in module.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_of_a_step(dtype: torch.dtype, backend: str) -> None:
+    """Dtypes of nn.LSTMCell: a float32 cell state stays so, and is not rounded."""
+    theirs, ours = nn.LSTMCell(INPUT, HIDDEN), customlstm.LSTMCell(INPUT, HIDDEN, backend=backend)
+    ours.load_state_dict(theirs.state_dict())
+    x, h, c = torch.randn(B, INPUT), torch.randn(B, HIDDEN), torch.randn(B, HIDDEN) + 100.0
+    narrow = (x.to(dtype), (h.to(dtype), c.to(dtype)))
+    for input, hx in [(x, None), (x, (h, c)), (narrow[0], (h, c)), (x, (narrow[1][0], c)), narrow]:
+        with torch.autocast("cpu", dtype):
+            expected, actual = theirs(input, hx), ours(input, hx)
+        assert [t.dtype for t in actual] == [t.dtype for t in expected]
+        for a, e in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a.float(), e.float(), rtol=0.03, atol=0.03)
+    rounded = customlstm.LSTMCell(INPUT, HIDDEN, backend=backend)
+    rounded.load_state_dict({name: w.to(dtype) for name, w in theirs.state_dict().items()})
+    with torch.autocast("cpu", dtype):
+        states = ours(x, (h, c))
+        compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)(x, (h, c))
+    expected = rounded(x.to(dtype).float(), (h.to(dtype).float(), c))
+    for given in (states, compiled):
+        assert all(torch.equal(a, e) for a, e in zip(given, expected, strict=True))
+    states[1].sum().backward()
+    assert {p.grad.dtype for p in ours.parameters()} == {torch.float32}
 
 
 def test_reference_under_autocast_keeps_float32_inside() -> None:
