@@ -4,10 +4,13 @@
 VENV ?= .venv
 # Makes that environment. If this Python has torch, the environment shares it.
 PYTHON ?= python3
-# What pip installs where there is no torch yet; for a GPU machine name a build with CUDA.
+# What pip installs where there is no torch yet. From PyPI that is, on Linux, the build with CUDA: several GB. For
+# the CPU build alone set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu and TORCH=torch==2.13.0+cpu.
 TORCH ?= torch==2.13.0
 # More arguments for pytest: make test ARGS="-k parity -x"
 ARGS ?=
+# Where `make bench` writes what it measured.
+RESULTS ?= runs/bench.json
 # What `make sanitize` runs.
 SANITIZE_TESTS ?= tests/kernels tests/modules/test_parity.py
 
@@ -31,8 +34,10 @@ test: $(LIBRARY)  ## run the tests
 install: $(LIBRARY)  ## set up the environment and build the kernels in place
 	$(PY) -m customlstm
 
-bench: $(LIBRARY)  ## run the benchmarks on whatever device is at hand
-	$(PY) -m pytest benchmarks -q $(ARGS)
+bench: $(LIBRARY)  ## measure against nn.LSTM and plain PyTorch, write RESULTS and print them as a table
+	mkdir -p $(dir $(RESULTS))
+	$(PY) -m pytest benchmarks -q --benchmark-json=$(RESULTS) $(ARGS)
+	$(PY) -m benchmarks.table $(RESULTS)
 
 lint: $(INSTALLED)  ## check the Python code with ruff
 	$(PY) -m ruff check .

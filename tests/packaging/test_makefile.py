@@ -110,6 +110,20 @@ def test_other_requirements_redo_the_installation_only(project: Project) -> None
     assert project.make("test") == [*TOOLS, TEST]
 
 
+def test_bench_writes_its_results_and_shows_them(project: Project) -> None:
+    project.make("install")
+    for file, words in (
+        ("runs/bench.json", []),
+        ("there/a.json", ["RESULTS=there/a.json", "ARGS=-k training"]),
+    ):
+        arguments = " -k training" if words else ""
+        assert project.make("bench", *words) == [
+            f"-m pytest benchmarks -q --benchmark-json={file}{arguments}",
+            f"-m benchmarks.table {file}",
+        ]
+        assert (project.folder / file).parent.is_dir()
+
+
 def test_a_failed_build_is_tried_again(project: Project) -> None:
     project.make("install")
     (project.folder / "csrc/ops/a.cpp").write_text("// edited")
