@@ -24,10 +24,12 @@ from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 MODULE = "customlstm._C"
 CXX_SOURCES = sorted(glob.glob("csrc/ops/*.cpp") + glob.glob("csrc/cpu/*.cpp") + glob.glob("csrc/cuda/*.cpp"))
 CUDA_SOURCES = sorted(glob.glob("csrc/cuda/*.cu"))
+WHY_NOT_BUILT = "pure Python, as asked for with CUSTOMLSTM_NO_EXTENSION"
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # 2.10, the oldest torch that the library loads into
 
 
@@ -137,6 +139,16 @@ def build_manifest(version: str, no_cuda: str) -> dict[str, Any]:
     }
 
 
+class RecordChoice(build_py):
+    """Notes in a pure-Python installation that it was asked for, in place of a build manifest."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:  # its folder is the clone, which may hold a library
+            file = Path(self.build_lib, *MODULE.split(".")).with_suffix(".json")
+            file.write_text(json.dumps({"why_not_built": WHY_NOT_BUILT}) + "\n")
+
+
 class BuildKernels(build_ext):
     """Hands over to torch's BuildExtension once something is compiled: metadata and sdist need no torch."""
 
@@ -177,7 +189,7 @@ class BuildKernels(build_ext):
 def main() -> None:
     if switch("CUSTOMLSTM_NO_EXTENSION"):
         print("customlstm: CUSTOMLSTM_NO_EXTENSION is set, a pure-Python build", flush=True)
-        setup()
+        setup(cmdclass={"build_py": RecordChoice})
     else:
         setup(
             ext_modules=[Extension(MODULE, CXX_SOURCES, py_limited_api=True)],

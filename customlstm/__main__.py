@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -15,15 +17,18 @@ from . import __version__, _binary, gpu
 # What the kernels use or could use, as /proc/cpuinfo spells it.
 _CPU_FEATURES = "avx2 fma f16c avx512f avx512bw avx512_bf16 avx512_fp16 amx_bf16 asimd sve".split()
 
+_PACKAGE = Path(__file__).resolve().parent
+
 Line = tuple[str, str]
 
 
 def report() -> str:
     """The whole report, ready to print; it ends without a newline."""
     status = _binary.status()
+    state = "loaded" if status.loaded else f"none, {status.reason}" if status.asked_for else "NOT LOADED"
     sections = [
         (f"customlstm {__version__}", _machine()),
-        (f"Compiled library: {'loaded' if status.loaded else 'NOT LOADED'}", _library(status)),
+        (f"Compiled library: {state}", _library(status)),
         ("CPU", _cpu(status)),
         ("CUDA", _cuda(status)),
     ]
@@ -34,18 +39,34 @@ def report() -> str:
 
 
 def _machine() -> Iterator[Line]:
-    yield "package", str(Path(__file__).resolve().parent)
+    yield "package", str(_PACKAGE)
+    other = _other_installation()
+    if other is not None:
+        yield "but", f"another customlstm is installed at {other}; run this from another folder"
     yield "python", f"{platform.python_version()} ({sys.executable})"
     yield "torch", str(torch.__version__)
     yield "platform", platform.platform()
 
 
+def _other_installation() -> Path | None:
+    """The package that would be imported, were the current folder not the one that holds this one."""
+    if _PACKAGE.parent != Path.cwd():
+        return None
+    for distribution in metadata.distributions(name="customlstm"):
+        found = Path(str(distribution.locate_file("customlstm"))).resolve()
+        if found != _PACKAGE and (found / "__init__.py").is_file():
+            return found
+    return None
+
+
 def _library(status: _binary.Status) -> Iterator[Line]:
-    yield "file", str(status.path)
+    if not status.asked_for:
+        yield "file", str(status.path)
     if not status.loaded:
-        yield "why", status.reason
-        yield "so", "every LSTM computes on the reference, plain PyTorch: the same results, many times slower"
-        yield "to mend it", status.remedy
+        if not status.asked_for:
+            yield "why", status.reason
+        yield "so", "every LSTM computes on the reference, plain PyTorch: the same results, slower"
+        yield "for kernels" if status.asked_for else "to mend it", status.remedy
     if status.build:
         build = status.build
         yield "built from", f"customlstm {build.get('version')}, interface {build.get('interface')}"
@@ -118,6 +139,8 @@ def _features() -> str:
 
 
 def main() -> None:
+    about = "Prints what is installed and built, what this machine can run, and why not the rest."
+    argparse.ArgumentParser("python -m customlstm", description=about).parse_args()
     print(report())
 
 

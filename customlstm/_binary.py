@@ -42,6 +42,7 @@ class Status:
         path: the library file, or where it was looked for.
         reason: why it is not loaded, one or two sentences; empty if it is.
         remedy: the shell command that mends it; empty if nothing is to be mended.
+        asked_for: whether this is a pure-Python installation on purpose (CUSTOMLSTM_NO_EXTENSION).
         build: the build manifest (interface, version, torch, compiler, flags, cpu, cuda, why_no_cuda, size,
             sha256), as setup.py wrote it; empty where there is none.
     """
@@ -51,6 +52,7 @@ class Status:
     reason: str = ""
     remedy: str = ""
     build: dict[str, Any] = field(default_factory=dict)
+    asked_for: bool = False
 
 
 class _Unusable(Exception):
@@ -88,6 +90,8 @@ def _load() -> Status:
     try:
         if os.environ.get("CUSTOMLSTM_DISABLE_BINARY", "0") not in ("", "0"):
             raise _Unusable("CUSTOMLSTM_DISABLE_BINARY is set", "unset CUSTOMLSTM_DISABLE_BINARY")
+        if not path.is_file() and (choice := _why_not_built(path)):
+            return Status(False, str(path), choice, rebuild_command(), asked_for=True)
         if not path.is_file():
             raise _Unusable(f"there is no compiled library: {path.name} is not in {path.parent}")
         build = _manifest(path)
@@ -106,6 +110,15 @@ def _library() -> Path:
     candidates = [_PACKAGE / f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
     default = next((path for path in candidates if ".abi3" in path.name), candidates[0])
     return next((path for path in candidates if path.exists()), default)
+
+
+def _why_not_built(path: Path) -> str:
+    """What setup.py noted in place of a manifest where it was told to compile nothing; else empty."""
+    try:
+        noted = json.loads(path.with_name("_C.json").read_bytes())
+    except (OSError, ValueError):
+        return ""
+    return str(noted.get("why_not_built", "")) if isinstance(noted, dict) else ""
 
 
 def _manifest(path: Path) -> dict[str, Any]:

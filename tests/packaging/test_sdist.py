@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import zipfile
 from email import message_from_string
 from pathlib import Path
 
@@ -75,7 +77,7 @@ def test_pure_python_installation(pure: Path, tmp_path: Path, run) -> None:
     (info,) = pure.glob("customlstm-*.dist-info")
     assert "Tag: py3-none-any" in (info / "WHEEL").read_text()
     assert (pure / "customlstm/py.typed").is_file()
-    assert not list((pure / "customlstm").glob("_C*"))
+    assert [path.name for path in (pure / "customlstm").glob("_C*")] == ["_C.json"]
     code = (
         "import torch, customlstm; lstm = customlstm.LSTM(3, 4, bidirectional=True)\n"
         "output, _ = lstm(torch.randn(5, 2, 3)); output.sum().backward()\n"
@@ -85,11 +87,50 @@ def test_pure_python_installation(pure: Path, tmp_path: Path, run) -> None:
     assert done.stdout.strip() == f"{pure / 'customlstm/__init__.py'} (5, 2, 8) True"
 
 
+def test_pure_python_installation_warns_once_and_says_why(pure: Path, tmp_path: Path, run) -> None:
+    code = "import torch, customlstm; m = customlstm.LSTM(3, 4); [m(torch.zeros(5, 2, 3)) for _ in 'abc']"
+    said = run("python", "-c", code, cwd=tmp_path, PYTHONPATH=str(pure)).stderr
+    assert said.count("FallbackWarning") == 1
+    assert "pure Python, as asked for with CUSTOMLSTM_NO_EXTENSION" in said
+
+
+def test_report_names_another_installation(pure: Path, checkout: Path, tmp_path: Path, run) -> None:
+    """In the clone the report is that of the clone."""
+    another = f"another customlstm is installed at {pure / 'customlstm'}; run this from another folder"
+    assert another in run("python", "-m", "customlstm", cwd=checkout, PYTHONPATH=str(pure)).stdout
+    assert "another" not in run("python", "-m", "customlstm", cwd=tmp_path, PYTHONPATH=str(pure)).stdout
+
+
+def test_report_usage(pure: Path, tmp_path: Path, run) -> None:
+    help_of = {"cwd": tmp_path, "PYTHONPATH": str(pure)}
+    assert run("python", "-m", "customlstm", "--help", **help_of).stdout.startswith(
+        "usage: python -m customlstm"
+    )
+    assert (
+        "unrecognized arguments: more" in run("python", "-m", "customlstm", "more", code=2, **help_of).stderr
+    )
+
+
 def test_pure_python_report(pure: Path, sdist: Path, tmp_path: Path, run) -> None:
     text = run("python", "-m", "customlstm", cwd=tmp_path, PYTHONPATH=str(pure)).stdout
-    assert "Compiled library: NOT LOADED" in text
-    assert "there is no compiled library" in text
+    asked_for = "pure Python, as asked for with CUSTOMLSTM_NO_EXTENSION"
+    assert f"\nCompiled library: none, {asked_for}\n" in text
+    assert "NOT LOADED" not in text and "to mend it" not in text
     assert f"-m pip install --force-reinstall --no-deps --no-build-isolation {sdist}\n" in text
+
+
+def test_editable_install_is_a_folder_on_the_path(checkout: Path, tmp_path: Path, run) -> None:
+    """Not a finder: that comes too late where the folder above the clone is the current one."""
+    project = Path(shutil.copytree(checkout, tmp_path / "customlstm"))
+    code = "import build_backend as b; b.build_editable('dist')"
+    run("python", "-c", code, cwd=project, CUSTOMLSTM_NO_EXTENSION="1")
+    (wheel,) = (project / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (pth,) = [name for name in archive.namelist() if "/" not in name]
+        assert archive.read(pth).decode().strip() == str(project)
+    code = "import sys; sys.path.append(sys.argv[1]); import customlstm; print(customlstm.Cell())"
+    assert run("python", "-c", code, project, cwd=tmp_path).stdout.strip() == "Cell()"
+    assert not (project / "customlstm/_C.json").exists()  # make would take it for a library that was built
 
 
 def test_every_switch_of_the_build_is_documented_and_no_other(checkout: Path) -> None:
