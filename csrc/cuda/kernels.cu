@@ -1,8 +1,13 @@
 #include "cuda_launcher.cuh"
 #include "dispatch.h"
 
+#define CUSTOMLSTM_TEXT(...) #__VA_ARGS__
+#define CUSTOMLSTM_VALUE(...) CUSTOMLSTM_TEXT(__VA_ARGS__)
+
 namespace customlstm {
 namespace cuda {
+
+const char* architectures() { return CUSTOMLSTM_VALUE(__CUDA_ARCH_LIST__); }
 
 void previous_hidden(StorageType type, const PreviousHiddenParams& params, void* stream) {
   CudaLauncher launcher{make_stream(stream)};

@@ -55,7 +55,7 @@ void DealtSequences::fill(Geometry& g) const {
 }
 
 void DealtSequences::zero_padding(void* data, size_t row_bytes) const {
-  if (!sequences_.padded()) return;
+  if (!sequences_.padded() || row_bytes == 0) return;   // an empty tensor may have no address at all
   const int64_t steps = sequences_.steps(), batch = sequences_.batch();
   for (int64_t t = 0; t < steps; ++t) {
     for (int64_t b = 0; b < batch; ++b) {

@@ -58,8 +58,8 @@ def native_library(tmp_path_factory: pytest.TempPathFactory) -> NativeLibrary:
         if name in libraries:
             return libraries[name]
         command = compiler()
-        # g++ makes one copy of an inline function's static for all libraries of a process: a table of kernels in
-        # one would be that of another. Other compilers do not, and do not know the flag.
+        # g++ makes one copy of an inline function's static for all libraries of a process: the kernels called
+        # through a table would be those of the library loaded first. Other compilers do not know the flag.
         version = subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
         own = ["-fno-gnu-unique"] if "Free Software Foundation" in version else []
         keys = [(str(s),) if isinstance(s, Path) else (str(s[0]), *s[1]) for s in sources]
