@@ -4,8 +4,7 @@
 VENV ?= .venv
 # Makes that environment. If this Python has torch, the environment shares it.
 PYTHON ?= python3
-# What pip installs where there is no torch yet. From PyPI that is, on Linux, the build with CUDA: several GB. For
-# the CPU build alone set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu and TORCH=torch==2.13.0+cpu.
+# What pip installs where there is no torch yet; on Linux this may be the build with CUDA, several GB.
 TORCH ?= torch==2.13.0
 # More arguments for pytest: make test ARGS="-k parity -x"
 ARGS ?=
