@@ -250,8 +250,11 @@ class Driver {
   static void run_cell(Launcher& launcher, const Params& p, int64_t first, int64_t last, bool reverse) {
     const int tiles = p.r.tiling.column_tiles;
     if (tiles == 1) return run_tiles<Kernel, CellT, 1>(launcher, p, first, last, reverse);
-    if (tiles == 4) return run_tiles<Kernel, CellT, 4>(launcher, p, first, last, reverse);
-    throw std::runtime_error("customlstm: no kernel holds " + std::to_string(tiles) + " column tiles; expected 1 or 4");
+    // Four tiles of doubles do not fit into registers.
+    if constexpr (M::kKind != MathKind::kFma64) {
+      if (tiles == 4) return run_tiles<Kernel, CellT, 4>(launcher, p, first, last, reverse);
+    }
+    throw std::runtime_error("customlstm: no kernel of this arithmetic holds " + std::to_string(tiles) + " column tiles");
   }
   template <template <class, class, int, Variant> class Kernel, class CellT, int kColumnTiles, class Params>
   static void run_tiles(Launcher& launcher, const Params& p, int64_t first, int64_t last, bool reverse) {

@@ -40,6 +40,7 @@ class Search {
   void run() {
     const int64_t most_columns = round_up(std::max<int64_t>(request_.batch, 1), kTileColumns);
     for (const int32_t column_tiles : kColumnTiles) {
+      if (column_tiles > 1 && request_.math == MathKind::kFma64) continue;   // no registers for more
       const int64_t chunk = kTileColumns * column_tiles;
       // Four tiles of columns for one tile of sequences only pad.
       if (column_tiles > 1 && most_columns == kTileColumns) continue;

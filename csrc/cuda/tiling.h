@@ -25,7 +25,7 @@ struct Tiling {
   int32_t units;         // hidden units a block: a multiple of 8 (16 backward)
   int32_t state_rows;    // with projection: rows of the hidden state a block computes, a multiple of 16; else 0
   int32_t columns;       // sequences a block, a multiple of 8 * column_tiles
-  int32_t column_tiles;  // tiles of 8 columns whose accumulators a warp holds at once: 1 or 4
+  int32_t column_tiles;  // tiles of 8 columns whose accumulators a warp holds at once: 1 or 4, float64 1
   int32_t warps;         // they share the depth of a product; at most 8
   int32_t unit_blocks;   // gridDim.x
   int32_t column_blocks; // gridDim.y; gridDim.z are the directions

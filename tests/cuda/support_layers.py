@@ -70,10 +70,11 @@ def draw_tilings(seed: int, layer: Layer, variant: str, math: str) -> tuple[Tili
     draw = random.Random(1000 + seed)
     batch, hidden, state = layer.sizes[1], layer.sizes[3], layer.sizes[4]
     least = DEPTHS[math] if variant == "cluster" else 8
+    column_tiles = [1] if math == "fma64" else [1, 4]
     forward, backward = (
         tile(
-            variant, hidden, state, batch, max(least, smallest) * draw.choice([1, 1, 2]), draw.choice([1, 4]),
-            draw.choice([1, 2, 3, 4]), draw.choice([1, 2]),
+            variant, hidden, state, batch, max(least, smallest) * draw.choice([1, 1, 2]),
+            draw.choice(column_tiles), draw.choice([1, 2, 3, 4]), draw.choice([1, 2]),
         )
         for smallest in (8, 16)
     )  # fmt: skip

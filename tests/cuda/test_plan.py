@@ -78,7 +78,7 @@ def broken_rules(found: LaunchPlan, limits: DeviceLimits, call: dict[str, Any]) 
         "rows of the state only with projection": (t.state_rows > 0) == (proj > 0),
         "rows of the state are whole tiles": t.state_rows % 16 == 0,
         "blocks hold all rows of the state": t.unit_blocks * t.state_rows >= proj,
-        "1 or 4 tiles of columns": t.column_tiles in (1, 4),
+        "1 or 4 tiles of columns": t.column_tiles in ((1,) if call["math"] == "float64" else (1, 4)),
         "columns are whole chunks": t.columns > 0 and t.columns % (8 * t.column_tiles) == 0,
         "blocks hold all columns": t.column_blocks * t.columns >= batch,
         "no block has columns of padding only": (t.column_blocks - 1) * t.columns < batch,
