@@ -214,12 +214,15 @@ def test_autocast_as_nn_lstm(given: torch.dtype | None) -> None:
 
 
 def test_autocast_of_a_single_step() -> None:
-    """The autocast dtype. (``nn.LSTMCell`` has no rule on the CPU; there the dtype of c_0 decides.)"""
-    ours = customlstm.LSTMCell(3, 5, backend="fused")
+    """As in ``nn.LSTMCell`` the dtype of c_0 decides, and without one it is float32."""
+    theirs, ours = nn.LSTMCell(3, 5), customlstm.LSTMCell(3, 5, backend="fused")
     x, hx = torch.randn(2, 3), (torch.randn(2, 5), torch.randn(2, 5))
+    narrow = tuple(state.bfloat16() for state in hx)
     with torch.autocast("cpu", torch.bfloat16):
         for inputs in ((x,), (x, hx), (x.bfloat16(), hx)):
-            assert dtypes(ours, *inputs) == [torch.bfloat16] * 2
+            assert dtypes(ours, *inputs) == dtypes(theirs, *inputs) == [torch.float32] * 2
+        for inputs in ((x, narrow), (x.bfloat16(), narrow)):
+            assert dtypes(ours, *inputs) == dtypes(theirs, *inputs) == [torch.bfloat16] * 2
 
 
 def test_autocast_computes_what_a_bfloat16_module_does() -> None:
