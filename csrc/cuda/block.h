@@ -112,9 +112,6 @@ struct Weights {
   }
 };
 
-// Which copy of the operand of the first product; the steps take turns, so that a block which is a step ahead does not
-// overwrite what others still read. The second product's operand is read and written on two sides of an exchange and
-// needs one copy only.
 template <class M, int kColumnTiles, Variant kVariant>
 struct Block {
   using S = typename M::S;
@@ -199,7 +196,8 @@ struct Block {
     }
   }
 
-  // --- operands
+  // --- operands: the first product's has two copies, and the steps take turns, so that a block which is a step ahead
+  // does not overwrite what others still read. The second product's is written and read on two sides of an exchange.
 
   CUSTOMLSTM_DEVICE auto operand(int64_t copy) const {
     const int64_t tiles = p.first.depth_tiles * slice_tiles();
@@ -225,11 +223,20 @@ struct Block {
     return device::shared<S>(0, p.tiling.warps * shape.row_tiles * kTileRows * (kChunk + 1), "partial sums");
   }
 
+  // Depths whose operands are loaded before the first of them is multiplied: as many as registers hold. Weights in
+  // shared memory are near enough to be loaded when their turn comes.
+  template <int kRows>
+  struct InFlight {
+    static constexpr int kRegisters =
+        int(kColumnTiles * sizeof(TileB<M>) + (kResident ? 0 : kRows * sizeof(TileA<M>))) / 4;
+    static constexpr bool kManySums = !kResident && kRows * kColumnTiles > 8;   // with more the cell would spill
+    static constexpr int kDepths = kManySums || kRegisters > 32 ? 1 : kRegisters > 12 ? 2 : kRegisters > 4 ? 4 : 8;
+  };
+
   template <int kRows, class W, class B>
   CUSTOMLSTM_DEVICE void multiply_rows(const ProductShape& shape, const Weights<M, W>& weights, const B& operand,
                                        int row_tile, int column_tile) const {
-    // Loads of several depths in flight, as far as registers go.
-    constexpr int kUnroll = sizeof(TileA<M>) / 4 * kRows > 16 ? 1 : kRows * kColumnTiles > 4 ? 2 : 4;
+    constexpr int kInFlight = InFlight<kRows>::kDepths;
     const int lane = device::lane(), warp = device::warp();
     S sums[kRows][kColumnTiles][4];
 #pragma unroll
@@ -238,18 +245,37 @@ struct Block {
       for (int n = 0; n < kColumnTiles; ++n)
 #pragma unroll
         for (int j = 0; j < 4; ++j) sums[r][n][j] = S(0);
-#pragma unroll kUnroll
-    for (int64_t k = warp; k < shape.depth_tiles; k += p.tiling.warps) {
-      TileA<M> a[kRows];
-      TileB<M> b[kColumnTiles];
+    // Grouped by hand: the compiler moves no load across a matrix instruction, so in an unrolled loop each depth would
+    // wait for its own.
+    const int64_t warps = p.tiling.warps, depths = shape.depth_tiles;
+    for (int64_t first = warp; first < depths; first += kInFlight * warps) {
+      TileB<M> b[kInFlight][kColumnTiles];
+      TileA<M> a[kResident ? 1 : kInFlight][kRows];
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) a[r] = weights.load(row_tile + r, k, lane);
+      for (int u = 0; u < kInFlight; ++u) {
+        const int64_t k = first + u * warps;
+        if (k >= depths) continue;
 #pragma unroll
-      for (int n = 0; n < kColumnTiles; ++n) b[n] = operand.load(k, column_tile + n, lane);
+        for (int n = 0; n < kColumnTiles; ++n) b[u][n] = operand.load(k, column_tile + n, lane);
+        if constexpr (!kResident) {
 #pragma unroll
-      for (int r = 0; r < kRows; ++r)
+          for (int r = 0; r < kRows; ++r) a[u][r] = weights.load(row_tile + r, k, lane);
+        }
+      }
 #pragma unroll
-        for (int n = 0; n < kColumnTiles; ++n) M::multiply(sums[r][n], a[r], b[n]);
+      for (int u = 0; u < kInFlight; ++u) {
+        const int64_t k = first + u * warps;
+        if (k >= depths) continue;
+        TileA<M>(&own)[kRows] = a[kResident ? 0 : u];
+        if constexpr (kResident) {
+#pragma unroll
+          for (int r = 0; r < kRows; ++r) own[r] = weights.load(row_tile + r, k, lane);
+        }
+#pragma unroll
+        for (int r = 0; r < kRows; ++r)
+#pragma unroll
+          for (int n = 0; n < kColumnTiles; ++n) M::multiply(sums[r][n], own[r], b[u][n]);
+      }
     }
     const device::Shared<S> to = partial(shape);
 #pragma unroll

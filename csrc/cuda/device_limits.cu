@@ -114,5 +114,7 @@ const DeviceLimits& device_limits(int device) {
   return found != known.end() ? found->second : known.emplace(device, read_limits(device)).first->second;
 }
 
+void make_current(int device) { check(cudaSetDevice(device), device, "cudaSetDevice"); }
+
 }  // namespace cuda
 }  // namespace customlstm

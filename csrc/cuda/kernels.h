@@ -13,11 +13,12 @@ namespace cuda {
 // Limits of a device, read once for each.
 const DeviceLimits& device_limits(int device);
 
+// Makes the device's context that of this thread, as every launch does: cuBLAS warns where it is asked first.
+void make_current(int device);
+
 // The compute capabilities the kernels were compiled for, as nvcc writes them: __CUDA_ARCH_LIST__ as text.
 const char* architectures();
 
-// How many blocks of the kernel that `tiling` selects can be resident at once; the plan's tiling must not need more
-// where it is kGrid or kCluster.
 int64_t forward_workspace(MathKind math, const ForwardParams& params, const Tiling& tiling);   // bytes
 void forward(MathKind math, const ForwardParams& params, const Tiling& tiling, void* stream);
 

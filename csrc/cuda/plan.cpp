@@ -99,7 +99,7 @@ class Search {
   }
 
   int32_t multiple() const { return request_.backward ? 16 : 8; }
-  // Coarser sizes for step, which has no resident weights to fit: a plan is made at every call.
+  // Coarser sizes for step, which has no resident weights to fit.
   int64_t growth() const { return variant_ == Variant::kStep ? 1 : 2; }
 
   Tiling cut(int64_t units, int64_t unit_blocks, int32_t columns, int32_t column_blocks, int32_t column_tiles) const {

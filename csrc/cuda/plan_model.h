@@ -53,9 +53,9 @@ constexpr double kSharedCycles = 33, kL2Cycles = 280, kMemoryCycles = 700;
 constexpr double kInstructionCycles = 34;  // of one matrix instruction; the next of the same sums waits for it
 constexpr double kCellCycles = 450;        // of one cell: five activations one after the other
 constexpr double kCellInstructions = 160;
-// How block.h multiplies: the sums of four row tiles at a time, so operand B is read once for each four, and the loads
-// of two depth tiles in flight.
-constexpr int64_t kRowTilesAtOnce = 4, kDepthTilesAtOnce = 2;
+// How block.h multiplies: the sums of four row tiles at a time, so operand B is read once for each four. Depth tiles
+// whose loads are in flight at once: about those of block.h's InFlight, fewer where weights come through the L2 too.
+constexpr int64_t kRowTilesAtOnce = 4, kDepthTilesAtOnce = 8, kDepthTilesAtOnceStep = 2;
 // Plain multiply-adds read an operand every other instruction, with 4 tiles of columns less often.
 constexpr double kFmaEfficiency = 0.4, kFmaEfficiencyWide = 0.6;
 constexpr double kSchedulers = 4;          // of a multiprocessor, each with its matrix unit
@@ -166,7 +166,7 @@ class TimeModel {
       }
     }
     const double turns = std::ceil(n / at_once);
-    const double loads = std::ceil(std::ceil(depth_tiles / t.warps) / kDepthTilesAtOnce);
+    const double loads = std::ceil(std::ceil(depth_tiles / t.warps) / (step ? kDepthTilesAtOnceStep : kDepthTilesAtOnce));
     const double chain = loads * passes * ((cluster ? kSharedCycles : kL2Cycles) + kInstructionCycles);
     const double reduction = 2 * sums * t.warps * accumulation_bytes(math) / shared_rate;
     return std::max(cycles, turns * pieces * chain) + turns * pieces * 2 * kSyncCycles + n * reduction;

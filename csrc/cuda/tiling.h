@@ -32,7 +32,7 @@ struct Tiling {
   int32_t cluster;       // blocks of a cluster: unit_blocks for kCluster, else 1
 };
 
-// A product's operands are stored as tiles in the order in which a warp reads them (fragments.h): A (weights) in tiles
+// A product's operands are stored as tiles in the order in which a warp reads them (math.h): A (weights) in tiles
 // of 16 rows x depth, B (hidden states or gradients) in tiles of depth x 8 columns.
 constexpr int32_t kTileRows = 16, kTileColumns = 8;
 
@@ -77,7 +77,7 @@ CUSTOMLSTM_HOST_DEVICE ProductShape projection_gradient_product(const Tiling& t,
 }
 
 // Dynamic shared memory of a block, in this order: partial sums of the warps; with resident weights those of the
-// block; with clusters the two copies of the operand B of each product.
+// block; with clusters two copies of the operand B of the first product and one of the second's.
 struct SharedLayout {
   int64_t partial, weights, projection_weights, exchange, projection_exchange, total;
 };
@@ -97,7 +97,7 @@ CUSTOMLSTM_HOST_DEVICE SharedLayout shared_layout(const Tiling& t, const Product
                 (resident && projection ? second.row_tiles * second.depth_tiles * tile_a : 0);
   const int64_t column_tiles = t.columns / kTileColumns;
   at.projection_exchange = at.exchange + (cluster ? 2 * first.depth_tiles * column_tiles * tile_b : 0);
-  at.total = at.projection_exchange + (cluster && projection ? 2 * second.depth_tiles * column_tiles * tile_b : 0);
+  at.total = at.projection_exchange + (cluster && projection ? second.depth_tiles * column_tiles * tile_b : 0);
   return at;
 }
 

@@ -237,6 +237,7 @@ class Call : public LayerCall {
 
   static MathKind math_on(int device, StorageType type) {
     supported_limits(device);
+    cuda::make_current(device);
     return math_kind(type);
   }
 

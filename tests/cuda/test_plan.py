@@ -57,9 +57,9 @@ def shared_bytes(found: LaunchPlan, call: dict[str, Any]) -> int:
     accumulator = 8 if call["math"] == "float64" else 4
     most_rows = max(rows for rows, _ in products(found, call))
     total = round_up(t.warps * most_rows * (8 * t.column_tiles + 1) * accumulator, 128)
-    for rows, depth in products(found, call):
+    for copies, (rows, depth) in zip((2, 1), products(found, call), strict=False):
         total += rows * depth * value * (t.variant != "step")
-        total += 2 * depth * t.columns * value * (t.variant == "cluster")
+        total += copies * depth * t.columns * value * (t.variant == "cluster")
     return total
 
 

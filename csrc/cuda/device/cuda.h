@@ -230,7 +230,8 @@ CUSTOMLSTM_DEVICE int cluster_size() {
   return size;
 }
 CUSTOMLSTM_DEVICE void sync_cluster() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  // Not .aligned: the threads of a warp may come from loops of different lengths.
+  asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
 }
 template <int N, class T>
 CUSTOMLSTM_DEVICE void write_remote(const Shared<T>& array, int rank, int i, const Vector<T, N>& value) {

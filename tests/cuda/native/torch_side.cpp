@@ -60,6 +60,8 @@ const DeviceLimits& device_limits(int) {
   return h200;
 }
 
+void make_current(int) {}
+
 void previous_hidden(StorageType type, const PreviousHiddenParams& params, void* stream) {
   HostLauncher launcher(make_stream(stream));
   switch (type) {
