@@ -2,29 +2,56 @@
 minutes.
 
 Builds the kernels for the GPUs present, runs the GPU tests, compute-sanitizer's four tools on small shapes
-and the benchmarks against cuDNN, leaves results as JSON in a folder (RESULTS_DIR, by default
-benchmarks/results) and ends with a short table. A later part gets the time that the earlier ones leave; what
-did not fit is said, never left out in silence. The exit code is 0 only if every part passed.
+and the benchmarks against cuDNN, and ends with a short table. RESULTS_DIR (by default benchmarks/results)
+gets how each part ended and the times as JSON, and each part's output as a log. A later part gets the time
+that the earlier ones leave; what did not fit is said, never left out in silence. The exit code is 0 only if
+every part passed. CUSTOMLSTM_BENCHMARK_DTYPES ("tf32,float32") limits the benchmarks to these.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO, Any
 
+from .grid import DTYPES, chosen_dtypes
 from .table import summary_table
 
 BUDGET = 9 * 60.0
+GRACE = 5.0  # for a command that is interrupted to write what it has
 ROOT = Path(__file__).parents[1]
-SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+KEPT_LINES = 200  # of the log of a part that passed
+PYTEST = [sys.executable, "-m", "pytest", "-v", "--color=no", "--tb=short", "--maxfail=25", "--durations=10",
+          "-o", "faulthandler_timeout=40"]  # fmt: skip
+# A variant that deadlocks costs its own limit only; "as planned" are the tests that force none.
+GPU_TESTS = [
+    ("tests, step", "not grid and not cluster", 90, {"CUSTOMLSTM_CUDA_VARIANT": "step"}),
+    ("tests, grid", "grid", 60, {}),
+    ("tests, cluster", "cluster", 60, {}),
+    ("tests, as planned", "not step and not grid and not cluster", 60, {}),
+]
+ONLY_OURS = ["--kernel-name", "kernel_substring=customlstm"]
+# initcheck has to see the kernels of PyTorch, too: they write what ours read.
+SANITIZERS = {"memcheck": ONLY_OURS, "racecheck": ONLY_OURS, "initcheck": [], "synccheck": ONLY_OURS}
+KERNELS_ARE_LOADED = """
+import torch
+from customlstm import dispatch
+reason = dispatch.why_not_fused(torch.device("cuda"), torch.float32)
+if reason is not None:
+    raise SystemExit(f"no CUDA kernels: {reason}")
+"""
 
 
 @dataclass
@@ -38,67 +65,195 @@ class Outcome:
 
 
 class Check:
-    """Runs the parts one after the other and remembers how they ended."""
+    """Runs the parts one after the other and remembers how they ended; files begin with ``name``."""
 
-    def __init__(self, results: Path) -> None:
+    def __init__(self, results: Path, name: str, about: dict[str, Any]) -> None:
         self.start = time.monotonic()
         self.results = results
+        self.name = name
+        self.about = about
         self.outcomes: list[Outcome] = []
         results.mkdir(parents=True, exist_ok=True)
 
     def left(self) -> float:
-        return BUDGET - (time.monotonic() - self.start)
+        """Seconds for the next part, with those to end it set aside."""
+        return BUDGET - (time.monotonic() - self.start) - 2 * GRACE
 
     def run(self, part: str, command: Sequence[str], limit: float, **environment: str) -> bool:
         """Whether ``command`` passed within ``limit`` seconds and the time that is left."""
         limit = min(limit, self.left())
         if limit < 5:
-            self.outcomes.append(Outcome(part, "not run", 0.0, "no time left"))
-            return False
+            return self.skip(part, "no time left")
         print(f"\n== {part}: {' '.join(command)}", flush=True)
+        log = self.results / f"{self.name}-{slug(part)}.log"
         begin = time.monotonic()
-        try:
-            done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, timeout=limit, check=False)
-            state = "passed" if done.returncode == 0 else "failed"
-            remark = "" if done.returncode == 0 else f"exit code {done.returncode}"
-        except subprocess.TimeoutExpired:
-            state, remark = "cut short", f"after {limit:.0f} s"
-        except FileNotFoundError as error:
-            state, remark = "failed", str(error)
-        self.outcomes.append(Outcome(part, state, time.monotonic() - begin, remark))
+        state, remark = supervise(command, limit, log, environment)
+        if "pytest" in command:
+            counts = last_line(log)
+            if state == "passed" and "passed" not in counts:
+                state = "failed"  # nothing ran
+            remark = ", ".join(filter(None, [remark, counts]))
+        if state == "passed":
+            log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[-KEPT_LINES:]))
+        self._add(Outcome(part, state, round(time.monotonic() - begin, 1), remark))
         return state == "passed"
 
-    def skip(self, part: str, why: str) -> None:
-        self.outcomes.append(Outcome(part, "not run", 0.0, why))
+    def skip(self, part: str, why: str) -> bool:
+        self._add(Outcome(part, "not run", 0.0, why))
+        return False
+
+    def _add(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+        content = {"machine": self.about, "parts": [asdict(o) for o in self.outcomes]}
+        (self.results / f"{self.name}-outcomes.json").write_text(json.dumps(content, indent=1) + "\n")
 
     def report(self) -> int:
         print("\npart                        state        seconds")
         for o in self.outcomes:
             print(f"{o.part:<27} {o.state:<12} {o.seconds:7.1f}  {o.remark}")
-        return 0 if all(o.state == "passed" for o in self.outcomes) else 1
+        return 0 if self.outcomes and all(o.state == "passed" for o in self.outcomes) else 1
+
+
+def slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def supervise(
+    command: Sequence[str], limit: float, log: Path, environment: dict[str, str]
+) -> tuple[str, str]:
+    """State and remark. The command gets a session of its own, of which nothing is left afterwards."""
+    log.write_bytes(b"")
+    try:
+        child = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except OSError as error:
+        return "failed", str(error)
+    reader = threading.Thread(target=tee, args=(child.stdout, log), daemon=True)
+    reader.start()
+    try:
+        code = child.wait(limit)
+    except subprocess.TimeoutExpired:
+        return "cut short", f"after {limit:.0f} s"
+    finally:
+        end(child)
+        reader.join(GRACE)
+    return ("passed", "") if code == 0 else ("failed", f"exit code {code}")
+
+
+def tee(source: IO[bytes], log: Path) -> None:
+    """What comes from ``source``, at once, to stdout and to ``log``."""
+    with source, log.open("wb") as file:
+        while chunk := os.read(source.fileno(), 65536):
+            file.write(chunk)
+            file.flush()
+            with contextlib.suppress(OSError):  # nobody reads stdout any more; the log goes on
+                sys.stdout.write(chunk.decode(errors="replace"))
+                sys.stdout.flush()
+
+
+def end(child: subprocess.Popen[bytes]) -> None:
+    """An interrupt, on which pytest writes its results, then a kill; both go to the whole group."""
+    for number in (signal.SIGINT, signal.SIGKILL) if child.poll() is None else (signal.SIGKILL,):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(GRACE)
+
+
+def last_line(log: Path) -> str:
+    """ "3 passed, 2 skipped", from pytest's last line; empty where it did not come that far."""
+    found = re.findall(r"^=+ (.+) in \d[\d.]*s", log.read_text(errors="replace"), re.MULTILINE)
+    return found[-1] if found else ""
 
 
 def machine() -> dict[str, str | int | None]:
     """What a result must name to mean something."""
     import torch
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     return {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "date": datetime.date.today().isoformat(),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit(),
     }
 
 
-def strip(raw: Path, to: Path, about: dict[str, str | int | None]) -> None:
-    """pytest-benchmark's file without what it knows of the machine's insides, with ``about``."""
-    runs = [{"extra_info": run["extra_info"]} for run in json.loads(raw.read_text())["benchmarks"]]
-    to.write_text(json.dumps({"machine": about, "benchmarks": runs}, indent=1) + "\n")
+def commit(folder: Path = ROOT) -> str:
+    """ "unknown" without git or where ``folder`` is no clone."""
+    if not (folder / ".git").exists():
+        return "unknown"
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def strip(raw: Path, to: Path, about: dict[str, str | int | None]) -> dict[str, Any] | None:
+    """pytest-benchmark's file without what it knows of the machine's insides, with ``about``.
+
+    None where no benchmark ran: the file is then missing or empty, and nothing is written.
+    """
+    if not raw.exists() or raw.stat().st_size == 0:
+        return None
+    try:
+        runs = [{"extra_info": run["extra_info"]} for run in json.loads(raw.read_text())["benchmarks"]]
+    except (ValueError, KeyError) as error:
+        print(f"{raw} is no result of pytest-benchmark: {error!r}", file=sys.stderr)
+        return None
+    result = {"machine": about, "benchmarks": [run for run in runs if "times" in run["extra_info"]]}
+    if not result["benchmarks"]:
+        return None
+    to.write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def run_benchmarks(check: Check) -> None:
+    raw = check.results / f"{check.name}-raw.json"
+    raw.unlink(missing_ok=True)
+    command = [*PYTEST, "benchmarks/test_layer.py", "--benchmark-json", str(raw)]
+    # The suite itself stops in time, and its summary counts what it skipped.
+    seconds = check.left() - 15
+    check.run("benchmarks", command, check.left(), CUSTOMLSTM_BENCHMARK_SECONDS=f"{seconds:.0f}")
+    result = strip(raw, check.results / f"{check.name}-layer.json", check.about)
+    if result is None:
+        print("\nno benchmark ran")
+        return
+    raw.unlink()
+    print(f"\n{summary_table(result)}")
+
+
+def run_all(check: Check) -> None:
+    python = sys.executable
+    if not check.run("build", [python, "setup.py", "build_ext", "--inplace"], 240):
+        return
+    check.run("report", [python, "-m", "customlstm"], 60)
+    if not check.run("kernels are loaded", [python, "-c", KERNELS_ARE_LOADED], 60):
+        return
+    for part, chosen, limit, environment in GPU_TESTS:
+        command = [*PYTEST, "tests/cuda/test_gpu.py", "-k", chosen]
+        check.run(part, command, limit, CUSTOMLSTM_REQUIRE_GPU="1", **environment)
+    sanitizer = shutil.which("compute-sanitizer")
+    for tool, kernels in SANITIZERS.items():
+        if sanitizer is None:
+            check.skip(tool, "compute-sanitizer is not on the PATH")
+            continue
+        command = [sanitizer, "--tool", tool, "--error-exitcode", "9", *kernels]
+        # In PyTorch's pool a tensor's end is no end of an allocation, and old values count as initialised.
+        check.run(
+            tool, [*command, python, "-m", "benchmarks.small_shapes"], 45, PYTORCH_NO_CUDA_MEMORY_CACHING="1"
+        )
+    run_benchmarks(check)
 
 
 def main() -> int:
@@ -107,43 +262,16 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("gpu-check needs a GPU, and torch sees none: use make cuda-check here", file=sys.stderr)
         return 2
-    check = Check(Path(os.environ.get("RESULTS_DIR", ROOT / "benchmarks" / "results")))
-    about = machine()
-    python = sys.executable
-    name = f"{about['date']}-{str(about['device']).lower().replace(' ', '-')}"
-    (check.results / f"{name}-machine.json").write_text(json.dumps(about, indent=1) + "\n")
-
-    if not check.run("build", [python, "setup.py", "build_ext", "--inplace"], 240):
-        return check.report()
-    check.run("report", [python, "-m", "customlstm"], 60)
-    check.run("GPU tests", [python, "-m", "pytest", "tests/cuda/test_gpu.py", "-q", "-x"], 150)
-    sanitizer = shutil.which("compute-sanitizer")
-    for tool in SANITIZERS:
-        if sanitizer is None:
-            check.skip(tool, "compute-sanitizer is not on the PATH")
-            continue
-        command = [
-            sanitizer,
-            "--tool",
-            tool,
-            "--error-exitcode",
-            "9",
-            python,
-            "-m",
-            "benchmarks.small_shapes",
-        ]
-        check.run(tool, command, 40)
-    raw = check.results / f"{name}-raw.json"
-    command = [python, "-m", "pytest", "benchmarks/test_layer.py", "-q", "--benchmark-json", str(raw)]
-    # The suite itself stops in time: a run that is killed writes nothing.
-    seconds = check.left() - 15
-    check.run("benchmarks", command, check.left(), CUSTOMLSTM_BENCHMARK_SECONDS=f"{seconds:.0f}")
-    if raw.exists():
-        final = check.results / f"{name}-layer.json"
-        strip(raw, final, about)
-        raw.unlink()
-        print(summary_table(json.loads(final.read_text())))
-    return check.report()
+    about, dtypes = machine(), chosen_dtypes()
+    name = f"{about['date']}-{slug(str(about['device']))}"
+    if dtypes != DTYPES:
+        name += f"-{'-'.join(dtypes)}"  # beside the results of another call
+    check = Check(Path(os.environ.get("RESULTS_DIR", ROOT / "benchmarks" / "results")).resolve(), name, about)
+    try:
+        run_all(check)
+    finally:
+        code = check.report()
+    return code
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ PLAIN = "piecewise, plain PyTorch"
 # Largest difference of two outputs, which are at most 1 in size; over hundreds of steps of the 16-bit types
 # each contender is about this far from the exact result.
 TOLERANCES = {"float32": 1e-5, "tf32": 1e-2, "bfloat16": 5e-2, "float16": 1e-2}
+# Likewise of two gradients, as a part of the largest element.
+GRADIENT_TOLERANCES = {"float32": 1e-4, "tf32": 2e-2, "bfloat16": 8e-2, "float16": 3e-2}
 
 
 def inference(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
@@ -51,6 +53,25 @@ def training(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
         return output.detach()
 
     return run
+
+
+def gradients(module: nn.Module, x: Tensor, given: Tensor) -> dict[str, Tensor]:
+    """Of ``x`` and of every weight, for this gradient of the output."""
+    parameters = dict(module.named_parameters())
+    found = torch.autograd.grad(module(x)[0], [x, *parameters.values()], given)
+    return dict(zip(["x", *parameters], found, strict=True))
+
+
+def check_gradients(ours: nn.Module, theirs: nn.Module, x: Tensor, tolerance: float) -> None:
+    """The differences are at most ``tolerance`` of the largest element of each gradient."""
+    given = torch.randn_like(theirs(x)[0])
+    found, expected = gradients(ours, x, given), gradients(theirs, x, given)
+    assert found.keys() == expected.keys()
+    errors = {
+        name: float((found[name] - value).double().abs().max() / value.double().abs().max())
+        for name, value in expected.items()
+    }
+    assert all(error <= tolerance for error in errors.values()), f"allowed {tolerance}: {errors}"
 
 
 @pytest.fixture
@@ -80,22 +101,23 @@ def test_layer(benchmark: Any, setting: Setting, mode: Callable[..., Callable[[]
         module.load_state_dict(standard.state_dict())
         return module
 
-    contenders = {
-        OURS: mode(same_weights(backend="fused"), x),
-        THEIRS: mode(standard, x),
-        "hard": mode(same_weights(backend="fused", cell=HARD), x),
-        "piecewise": mode(same_weights(backend="fused", cell=PIECEWISE), x),
-    }
+    ours = same_weights(backend="fused")
+    if mode is training:
+        check_gradients(ours, standard, x, GRADIENT_TOLERANCES[setting.dtype])
+    contenders = {OURS: mode(ours, x), THEIRS: mode(standard, x)}
     same = [(OURS, THEIRS)]
-    if DEVICE == "cpu":
+    if setting.cells:
+        contenders["hard"] = mode(same_weights(backend="fused", cell=HARD), x)
+        contenders["piecewise"] = mode(same_weights(backend="fused", cell=PIECEWISE), x)
+    if setting.cells and DEVICE == "cpu":
         contenders[PLAIN] = mode(same_weights(backend="reference", cell=PIECEWISE), x)
         same.append(("piecewise", PLAIN))
     if setting.loop:
         contenders[LOOP] = mode(ScriptedLSTM(standard), x)
         same.append((OURS, LOOP))
-    for ours, other in same:
+    for one, other in same:
         torch.testing.assert_close(
-            contenders[ours](), contenders[other](), atol=TOLERANCES[setting.dtype], rtol=0.0
+            contenders[one](), contenders[other](), atol=TOLERANCES[setting.dtype], rtol=0.0
         )
 
     times = interleave(contenders, DEVICE)

@@ -1,9 +1,14 @@
-"""The operators and modules on a GPU, against the float64 reference on the CPU: a minute or two."""
+"""The operators and modules on a GPU, against the float64 reference on the CPU: a minute or two.
+
+Skipped where no GPU can run the kernels; CUSTOMLSTM_REQUIRE_GPU=1 makes that an error.
+"""
 
 from __future__ import annotations
 
 import itertools
+import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +43,10 @@ def _why_skip() -> str:
     return dispatch.why_not_fused(torch.device("cuda", 0), torch.float32) or ""
 
 
-pytestmark = pytest.mark.skipif(bool(_why_skip()), reason=_why_skip())
+_WHY_SKIP = _why_skip()
+if _WHY_SKIP and os.environ.get("CUSTOMLSTM_REQUIRE_GPU", "0") != "0":
+    raise RuntimeError(f"CUSTOMLSTM_REQUIRE_GPU is set, but {_WHY_SKIP}")
+pytestmark = pytest.mark.skipif(bool(_WHY_SKIP), reason=_WHY_SKIP)
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Of results of size 1. The reference gets the same rounded numbers, so this is the kernels' own error.
@@ -125,6 +133,23 @@ def test_every_variant(variant: str, dtype: torch.dtype, monkeypatch: pytest.Mon
     compare(Case(5, 9, 6, 40, 12, bidirectional=True, layout="lengths", resets="some", dtype=dtype))
     compare(Case(5, 9, 6, 40, bidirectional=True, layout="packed", cell="piecewise linear", gain=0.3,
                  dtype=dtype), {torch.bfloat16: 0.3, torch.float16: 0.1}.get(dtype))  # fmt: skip
+
+
+@pytest.mark.parametrize("hidden", [256, 512])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_of_many_units(
+    variant: str, dtype: torch.dtype, hidden: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not fits(variant, dtype):
+        pytest.skip(f"{variant} is not for this GPU")
+    monkeypatch.setenv("CUSTOMLSTM_CUDA_VARIANT", variant)
+    try:
+        compare(Case(5, 40, 6, hidden, dtype=dtype))
+    except RuntimeError as error:
+        if f"asks for {variant}, which does not fit" not in str(error):
+            raise
+        pytest.skip(str(error).splitlines()[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -222,11 +247,13 @@ def test_no_synchronisation() -> None:
 
     everything()  # cuBLAS makes its handle, the kernels read the device's limits
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        everything()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype feature")
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            everything()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -211,7 +211,7 @@ def gradients_given(results: dict[str, Tensor]) -> list[Tensor]:
     given = []
     for name, y in results.items():
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        given.append(torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype))
+        given.append(torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.device, y.dtype))
     return given
 
 

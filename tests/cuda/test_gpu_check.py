@@ -1,0 +1,157 @@
+"""``make gpu-check`` without a GPU: how it runs and records its parts, and what they will run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks import gpu_check, grid, small_shapes
+from customlstm import _binary
+from customlstm.launch_plan import H200, plan
+
+PYTHON, ROOT = sys.executable, gpu_check.ROOT
+
+
+@pytest.fixture
+def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> gpu_check.Check:
+    monkeypatch.setattr(gpu_check, "GRACE", 2.0)
+    return gpu_check.Check(tmp_path / "results", "now", {"device": "none"})
+
+
+def test_a_passed_part_keeps_the_end_of_its_log(
+    check: gpu_check.Check, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert check.run("A part", [PYTHON, "-c", "for i in range(500): print(i)"], 60)
+    assert "\n0\n" in capfd.readouterr().out
+    log = (check.results / "now-a-part.log").read_text().split()
+    assert log == [str(i) for i in range(300, 500)]
+    assert check.report() == 0
+
+
+def test_a_failed_part_is_recorded_at_once(check: gpu_check.Check) -> None:
+    assert not check.run("a", [PYTHON, "-c", "import sys; print('why'); sys.exit(3)"], 60)
+    assert not check.run("b", ["/no/such/program"], 60)
+    written = json.loads((check.results / "now-outcomes.json").read_text())
+    assert written["machine"] == {"device": "none"}
+    (a, b) = written["parts"]
+    assert (a["state"], a["remark"], b["state"]) == ("failed", "exit code 3", "failed")
+    assert (check.results / "now-a.log").read_text() == "why\n"
+    assert check.report() == 1
+
+
+def test_a_part_over_its_limit_leaves_no_process(check: gpu_check.Check, tmp_path: Path) -> None:
+    """Its children are gone as well, and what it printed before is in the log, unfinished lines too."""
+    pid = tmp_path / "pid"
+    program = (
+        "import signal, subprocess, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN);"
+        f"child = subprocess.Popen(['sleep', '600']); open({str(pid)!r}, 'w').write(str(child.pid));"
+        "sys.stdout.write('begun ...'); time.sleep(600)"
+    )
+    begin = time.monotonic()
+    assert not check.run("hangs", [PYTHON, "-c", program], 6)
+    assert time.monotonic() - begin < 30
+    assert check.outcomes[-1].state == "cut short"
+    assert (check.results / "now-hangs.log").read_text() == "begun ..."
+    stat = Path(f"/proc/{pid.read_text()}/stat")
+    assert not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+
+def test_no_part_starts_without_time(check: gpu_check.Check) -> None:
+    check.start -= gpu_check.BUDGET
+    assert not check.run("late", [PYTHON, "-c", ""], 60)
+    assert check.outcomes[-1].state == "not run"
+
+
+@pytest.mark.parametrize(
+    ("body", "state", "remark"),
+    [
+        ("def test_a(): pass\n@pytest.mark.skip\ndef test_b(): pass", "passed", "1 passed, 1 skipped"),
+        ("@pytest.mark.skip\ndef test_a(): pass", "failed", "1 skipped"),
+        ("def test_a(): assert False", "failed", "exit code 1, 1 failed"),
+    ],
+)
+def test_skipped_tests_are_counted(
+    check: gpu_check.Check, tmp_path: Path, body: str, state: str, remark: str
+) -> None:
+    (tmp_path / "test_it.py").write_text(f"import pytest\n{body}\n")
+    check.run("tests", [*gpu_check.PYTEST, "-p", "no:cacheprovider", str(tmp_path / "test_it.py")], 60)
+    assert (check.outcomes[-1].state, check.outcomes[-1].remark) == (state, remark)
+
+
+def test_results_of_benchmarks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw, to = tmp_path / "raw.json", tmp_path / "to.json"
+    assert gpu_check.strip(raw, to, {}) is None
+    for text in ("", "{", "{}", '{"benchmarks": []}'):
+        raw.write_text(text)
+        assert gpu_check.strip(raw, to, {}) is None and not to.exists()
+    raw.write_text('{"machine_info": 1, "benchmarks": [{"extra_info": {"times": 2}, "stats": 3}]}')
+    expected = {"machine": {"device": "x"}, "benchmarks": [{"extra_info": {"times": 2}}]}
+    assert gpu_check.strip(raw, to, {"device": "x"}) == expected == json.loads(to.read_text())
+
+
+def test_commit_is_unknown_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu_check.commit(tmp_path) == "unknown"
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_check.commit(tmp_path) == "unknown"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_tests_fail_where_a_gpu_is_required() -> None:
+    command = [PYTHON, "-m", "pytest", "-q", "tests/cuda/test_gpu.py", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "CUSTOMLSTM_REQUIRE_GPU": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0 and "CUSTOMLSTM_REQUIRE_GPU is set, but torch can use no GPU" in done.stdout
+    done = subprocess.run(
+        [PYTHON, "-c", gpu_check.KERNELS_ARE_LOADED], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "no CUDA kernels: " in done.stderr
+
+
+def test_dtypes_of_the_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUSTOMLSTM_BENCHMARK_DTYPES", raising=False)
+    everything = grid.settings("cuda")
+    assert list(dict.fromkeys(s.dtype for s in everything)) == list(grid.DTYPES)
+    assert sum(s.cells for s in everything) == 8 * len(grid.DTYPES)
+    assert all(s.cells for s in grid.settings("cpu"))
+    monkeypatch.setenv("CUSTOMLSTM_BENCHMARK_DTYPES", "float32, tf32")
+    assert {s.dtype for s in grid.settings("cuda")} == {"float32", "tf32"}
+    monkeypatch.setenv("CUSTOMLSTM_BENCHMARK_DTYPES", "float8")
+    with pytest.raises(ValueError, match="'float8', expected some of bfloat16"):
+        grid.settings("cuda")
+
+
+@pytest.mark.skipif(not _binary.status().loaded, reason=_binary.status().reason)
+def test_small_shapes() -> None:
+    """All of them run on the CPU, and on an H200 their plans hold what they are there for."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        for layer in [*small_shapes.SMALL, *small_shapes.MANY_COLUMNS]:
+            small_shapes.run(layer, "float32", "cpu")
+    finally:
+        matmul.fp32_precision = before
+    runs = list(small_shapes.runs(90))
+    assert len(runs) <= 64 and all(v == "step" for _, math, v in runs if math == "float64")
+    assert {variant for _, _, variant in small_shapes.runs(80)} == {"step", "grid"}
+    tiles, chunks = set(), set()
+    for layer, math, variant in runs:
+        for backward in (False, True):
+            ragged = layer.layout != "padded"
+            tiling = plan(
+                H200, steps=layer.steps, batch=layer.batch, hidden_size=layer.hidden, directions=2, math=math,
+                proj_size=layer.projection, backward=backward, ragged=ragged, variant=variant,
+            ).tiling  # fmt: skip
+            assert tiling is not None, (layer, math, variant)
+            tiles |= {variant} if tiling.column_tiles > 1 else set()
+            chunks |= {variant} if tiling.columns > 8 * tiling.column_tiles else set()
+    assert {"step", "grid"} <= tiles and "grid" in chunks
