@@ -28,6 +28,13 @@ CUSTOMLSTM_DEVICE int block_z() { return int(blockIdx.z); }
 CUSTOMLSTM_DEVICE void sync_block() { __syncthreads(); }
 CUSTOMLSTM_DEVICE void sync_warp() { __syncwarp(); }
 
+// How many groups of loads a kernel may hold in registers ahead of their use. ptxas 13.0 spills for sm_100 with more.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kMostLoadsAhead = 1;
+#else
+constexpr int kMostLoadsAhead = 8;
+#endif
+
 // --- arrays
 
 // Where an access goes wrong: says so, and ends the kernel.

@@ -36,6 +36,8 @@
 //   shuffle_xor(value, mask)                          float, double, int
 //
 //   to_float(BFloat16 | Half) to_bf16(float) to_half(float)      nearest even
+//   kMostLoadsAhead                                   how many groups of loads to hold in registers at most
+//
 //   exp, log1p, expm1, tanh ... of float and double are those of <cmath>; fast_sigmoid(float), fast_tanh(float)
 //   may be less exact: at most 4 ulp or 5e-7 absolute.
 #pragma once

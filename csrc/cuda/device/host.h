@@ -14,6 +14,8 @@
 namespace customlstm {
 namespace device {
 
+constexpr int kMostLoadsAhead = 8;
+
 inline int thread_index() { return host::self->thread; }
 inline int block_threads() { return host::self->threads; }
 inline int lane() { return host::self->thread % 32; }
