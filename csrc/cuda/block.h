@@ -229,7 +229,8 @@ struct Block {
   struct InFlight {
     static constexpr int kRegisters =
         int(kColumnTiles * sizeof(TileB<M>) + (kResident ? 0 : kRows * sizeof(TileA<M>))) / 4;
-    static constexpr bool kManySums = !kResident && kRows * kColumnTiles > 8;   // with more the cell would spill
+    // With more the cell would spill.
+    static constexpr bool kManySums = sizeof(S) == 8 || (!kResident && kRows * kColumnTiles > 8);
     static constexpr int kFit = kManySums || kRegisters > 32 ? 1 : kRegisters > 12 ? 2 : kRegisters > 4 ? 4 : 8;
     static constexpr int kDepths = kFit < device::kMostLoadsAhead ? kFit : device::kMostLoadsAhead;
   };
