@@ -66,7 +66,7 @@ struct BackwardKernel {
     Item next = {};
     bool loaded = false;
     for (int64_t s = r.last_step - 1; s >= r.first_step; --s) {
-      const int64_t t = time(s);
+      const int64_t t = block.time(s);
       if (!is_relevant(s, longest)) continue;
       const bool cells = s >= 0 && t < longest;
       if (r.size.projection) {
@@ -80,49 +80,20 @@ struct BackwardKernel {
       if constexpr (BlockT::kResident) {
         if (s == r.first_step || !is_relevant(s - 1, longest)) continue;   // nobody reads this step's gradients
         loaded = !r.size.projection;
-        if (loaded) next = load_item(time(s - 1), 0, device::thread_index());
+        if (loaded) next = load_item(block.time(s - 1), 0, device::thread_index());
         block.exchange_first(s & 1, r.tiling.units);
       }
     }
   }
 
-  CUSTOMLSTM_DEVICE int64_t time(int64_t s) const { return block.direction == 0 ? s : p.r.size.steps - 1 - s; }
   // Steps in which some sequence of the slice runs, or has just been left.
   CUSTOMLSTM_DEVICE bool is_relevant(int64_t s, int64_t longest) const {
-    return longest > 0 && (block.direction == 0 ? time(s) < longest : time(s) <= longest);
-  }
-  CUSTOMLSTM_DEVICE int64_t length(int64_t b) const { return length_of(p.r.size, p.r.sequences, b); }
-  CUSTOMLSTM_DEVICE bool is_running(int64_t t, int64_t b) const { return t >= 0 && t < length(b); }
-  // In forward order.
-  CUSTOMLSTM_DEVICE bool is_last(int64_t t, int64_t b) const {
-    return block.direction == 0 ? t + 1 == length(b) : t == 0;
-  }
-  CUSTOMLSTM_DEVICE bool is_first(int64_t t, int64_t b) const {
-    return block.direction == 0 ? t == 0 : t + 1 == length(b);
+    return longest > 0 && (block.direction == 0 ? block.time(s) < longest : block.time(s) <= longest);
   }
   // Whether sequence b took its first step right after t: then the product at t is the gradient of its h_0.
   CUSTOMLSTM_DEVICE bool is_before_first(int64_t t, int64_t b) const {
-    const int64_t n = length(b);
+    const int64_t n = block.length(b);
     return n > 0 && (block.direction == 0 ? t == -1 : t == n);
-  }
-  // Whether the edge into step t, or that out of it, is cut.
-  CUSTOMLSTM_DEVICE bool is_cut_before(int64_t t, int64_t b) const {
-    const int64_t edge = block.direction == 0 ? t : t + 1;
-    return (block.direction == 0 || edge < length(b)) && is_reset(p.r.size, p.r.sequences, edge, b);
-  }
-  CUSTOMLSTM_DEVICE bool is_cut_after(int64_t t, int64_t b) const {
-    return is_cut_before(block.direction == 0 ? t + 1 : t - 1, b);
-  }
-
-  template <class X>
-  CUSTOMLSTM_DEVICE device::Global<X> array(X* data, int64_t count, const char* name) const {
-    return {data, data ? count : 0, name};
-  }
-  CUSTOMLSTM_DEVICE int64_t in_rows(int64_t row, int64_t size, int64_t unit) const {
-    return (row * p.r.size.directions + block.direction) * size + unit;
-  }
-  CUSTOMLSTM_DEVICE int64_t in_states(int64_t b, int64_t size, int64_t unit) const {
-    return (block.direction * p.r.size.batch + b) * size + unit;
   }
   CUSTOMLSTM_DEVICE device::Global<S> grad_cells() const {
     const Sizes& g = p.r.size;
@@ -135,11 +106,11 @@ struct BackwardKernel {
     S dh = S(0);
     if (p.grad_output) {
       dh = M::widen(array(p.grad_output, g.rows * g.directions * g.state_size, "grad_output")
-                        .read(in_rows(row, g.state_size, unit)));
+                        .read(block.in_rows(row, g.state_size, unit)));
     }
     if (last && p.grad_h_n) {
       dh += M::widen(array(p.grad_h_n, g.directions * g.batch * g.state_size, "grad_h_n")
-                         .read(in_states(b, g.state_size, unit)));
+                         .read(block.in_states(b, g.state_size, unit)));
     }
     return dh;
   }
@@ -151,35 +122,35 @@ struct BackwardKernel {
     item.unit = int64_t(block.x) * p.r.tiling.units + index % p.r.tiling.units;
     item.b = block.first_column + chunk * BlockT::kChunk + index / p.r.tiling.units;
     item.active = index < p.r.tiling.units * BlockT::kChunk && item.unit < g.hidden_size && item.b < g.batch &&
-                  is_running(t, item.b);
+                  block.is_running(t, item.b);
     if (!item.active) return item;
     item.row = step_row(p.r, t) + item.b;
-    item.last = is_last(t, item.b);
+    item.last = block.is_last(t, item.b);
     const auto gates = array(p.gates, wide * CellT::kSaved, "gates");
 #pragma unroll
     for (int k = 0; k < CellT::kSaved; ++k) {
-      item.saved[k] = gates.read(in_rows(item.row, CellT::kSaved * g.hidden_size, k * g.hidden_size + item.unit));
+      item.saved[k] = gates.read(block.in_rows(item.row, CellT::kSaved * g.hidden_size, k * g.hidden_size + item.unit));
     }
     const auto c_all = array(p.c_all, wide, "c_all");
-    const int64_t state = in_states(item.b, g.hidden_size, item.unit);
-    item.c = c_all.read(in_rows(item.row, g.hidden_size, item.unit));
-    if (is_cut_before(t, item.b)) {
+    const int64_t state = block.in_states(item.b, g.hidden_size, item.unit);
+    item.c = c_all.read(block.in_rows(item.row, g.hidden_size, item.unit));
+    if (block.is_cut_before(t, item.b)) {
       item.c_prev = S(0);
-    } else if (is_first(t, item.b)) {
+    } else if (block.is_first(t, item.b)) {
       item.c_prev = p.c_0 ? M::widen(array(p.c_0, states, "c_0").read(state)) : S(0);
     } else {
       const int64_t row = step_row(p.r, block.direction == 0 ? t - 1 : t + 1) + item.b;
-      item.c_prev = c_all.read(in_rows(row, g.hidden_size, item.unit));
+      item.c_prev = c_all.read(block.in_rows(row, g.hidden_size, item.unit));
     }
     if (!g.projection) item.dh = outer_grad(item.row, item.b, item.unit, item.last);
-    item.cut = !item.last && is_cut_after(t, item.b);
+    item.cut = !item.last && block.is_cut_after(t, item.b);
     if (item.last) {
       item.dc = p.grad_c_n ? M::widen(array(p.grad_c_n, states, "grad_c_n").read(state)) : S(0);
     } else {
       item.dc = item.cut ? S(0) : grad_cells().read(state);
     }
     if (p.grad_c_all) {
-      item.dc += array(p.grad_c_all, wide, "grad_c_all").read(in_rows(item.row, g.hidden_size, item.unit));
+      item.dc += array(p.grad_c_all, wide, "grad_c_all").read(block.in_rows(item.row, g.hidden_size, item.unit));
     }
     return item;
   }
@@ -211,18 +182,18 @@ struct BackwardKernel {
     dh.x = g.projection ? product : item.last || item.cut ? item.dh : item.dh + product;
     CellT::backward(p.cell, saved, Scalar<S>{item.c_prev}, Scalar<S>{item.c}, dh, dc, da);
 
-    const int64_t state = in_states(item.b, g.hidden_size, item.unit);
+    const int64_t state = block.in_states(item.b, g.hidden_size, item.unit);
     grad_cells().write(state, dc.x);
-    if (p.grad_c_0 && is_first(t, item.b)) {
+    if (p.grad_c_0 && block.is_first(t, item.b)) {
       array(p.grad_c_0, g.directions * g.batch * g.hidden_size, "grad_c_0")
-          .write(state, M::narrow(is_cut_before(t, item.b) ? S(0) : dc.x));
+          .write(state, M::narrow(block.is_cut_before(t, item.b) ? S(0) : dc.x));
     }
     const auto to = array(p.grad_gates, g.rows * g.directions * kGates * g.hidden_size, "grad_gates");
     const auto operand = block.operand(s & 1);
     const int64_t gate_depth = padded_depth(g.hidden_size, M::kKind);
 #pragma unroll
     for (int k = 0; k < kGates; ++k) {
-      to.write(in_rows(item.row, kGates * g.hidden_size, k * g.hidden_size + item.unit), M::narrow(da[k].x));
+      to.write(block.in_rows(item.row, kGates * g.hidden_size, k * g.hidden_size + item.unit), M::narrow(da[k].x));
       operand.write(k * gate_depth + item.unit, column, M::to_element(da[k].x));
     }
   }
@@ -232,10 +203,10 @@ struct BackwardKernel {
     const Sizes& g = p.r.size;
     const int rows = g.projection ? p.r.tiling.state_rows : p.r.tiling.units;
     if (!p.grad_h_0 || unit >= g.state_size || b >= g.batch || !is_before_first(t, b)) return;
-    const int64_t first = block.direction == 0 ? 0 : length(b) - 1;
-    const S dh = is_cut_before(first, b) ? S(0) : block.sum(p.r.first, index % rows, index / rows);
+    const int64_t first = block.direction == 0 ? 0 : block.length(b) - 1;
+    const S dh = block.is_cut_before(first, b) ? S(0) : block.sum(p.r.first, index % rows, index / rows);
     array(p.grad_h_0, g.directions * g.batch * g.state_size, "grad_h_0")
-        .write(in_states(b, g.state_size, unit), M::narrow(dh));
+        .write(block.in_states(b, g.state_size, unit), M::narrow(dh));
   }
 
   // With projection: the gradient of h_t, for this block's rows of it.
@@ -250,16 +221,16 @@ struct BackwardKernel {
         const int column = chunk * BlockT::kChunk + index / rows;
         const int64_t b = block.first_column + column;
         if (unit >= g.state_size || b >= g.batch) continue;
-        if (!is_running(t, b)) {
+        if (!block.is_running(t, b)) {
           finish_h_0(t, b, unit, index);
           continue;
         }
         const int64_t row = step_row(p.r, t) + b;
-        const bool last = is_last(t, b);
+        const bool last = block.is_last(t, b);
         S dh = outer_grad(row, b, unit, last);
-        if (!last && !is_cut_after(t, b)) dh += block.sum(p.r.first, index % rows, index / rows);
+        if (!last && !block.is_cut_after(t, b)) dh += block.sum(p.r.first, index % rows, index / rows);
         array(p.grad_state, g.rows * g.directions * g.state_size, "grad_state")
-            .write(in_rows(row, g.state_size, unit), M::narrow(dh));
+            .write(block.in_rows(row, g.state_size, unit), M::narrow(dh));
         block.projection_operand().write(unit, column, M::to_element(dh));
       }
     }

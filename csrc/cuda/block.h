@@ -36,11 +36,19 @@ CUSTOMLSTM_DEVICE int64_t length_of(const Sizes& size, const Sequences& sequence
   const int64_t n = device::Global<const int64_t>(sequences.lengths, size.batch, "lengths").read(b);
   return n < 0 ? 0 : n > size.steps ? size.steps : n;
 }
-// Whether a reset cuts the edge between steps t - 1 and t of sequence b; it does so for both directions.
-CUSTOMLSTM_DEVICE bool is_reset(const Sizes& size, const Sequences& sequences, int64_t t, int64_t b) {
-  if (!sequences.resets || t < 0 || t >= size.steps) return false;
+// Whether a reset cuts the edge over which a direction enters step t of sequence b. resets[t] cuts that between t - 1
+// and t for both directions; beyond a sequence's end there is none, since the state before its last step is hx.
+CUSTOMLSTM_DEVICE bool is_cut(const Sizes& size, const Sequences& sequences, int64_t direction, int64_t t, int64_t b) {
+  const int64_t edge = direction == 0 ? t : t + 1;
+  if (!sequences.resets || edge < 0 || edge >= size.steps) return false;
+  if (direction != 0 && edge >= length_of(size, sequences, b)) return false;
   return device::Global<const uint8_t>(sequences.resets, size.steps * size.batch, "resets")
-             .read(t * size.batch + b) != 0;
+             .read(edge * size.batch + b) != 0;
+}
+// An array that may be absent.
+template <class X>
+CUSTOMLSTM_DEVICE device::Global<X> array(X* data, int64_t count, const char* name) {
+  return {data, data ? count : 0, name};
 }
 
 // Operand B in device memory, behind the L2: written by all blocks of a group, read by all.
@@ -135,6 +143,29 @@ struct Block {
   CUSTOMLSTM_DEVICE int slice_tiles() const { return p.tiling.columns / kTileColumns; }
   CUSTOMLSTM_DEVICE int chunks() const { return p.tiling.columns / kChunk; }
   CUSTOMLSTM_DEVICE int64_t groups() const { return p.size.directions * p.tiling.column_blocks; }
+
+  // --- where this block's direction stands: s counts the steps as they are taken, t is their place in the input
+
+  CUSTOMLSTM_DEVICE int64_t time(int64_t s) const { return direction == 0 ? s : p.size.steps - 1 - s; }
+  CUSTOMLSTM_DEVICE int64_t length(int64_t b) const { return length_of(p.size, p.sequences, b); }
+  CUSTOMLSTM_DEVICE bool is_running(int64_t t, int64_t b) const { return t >= 0 && t < length(b); }
+  // The first and the last step that the direction takes of a sequence.
+  CUSTOMLSTM_DEVICE bool is_first(int64_t t, int64_t b) const { return direction == 0 ? t == 0 : t + 1 == length(b); }
+  CUSTOMLSTM_DEVICE bool is_last(int64_t t, int64_t b) const { return direction == 0 ? t + 1 == length(b) : t == 0; }
+  // Whether the edge over which the direction enters step t, or leaves it, is cut.
+  CUSTOMLSTM_DEVICE bool is_cut_before(int64_t t, int64_t b) const {
+    return is_cut(p.size, p.sequences, direction, t, b);
+  }
+  CUSTOMLSTM_DEVICE bool is_cut_after(int64_t t, int64_t b) const {
+    return is_cut_before(direction == 0 ? t + 1 : t - 1, b);
+  }
+  // Index of (row, direction, unit) in [rows, D, size], and of (direction, sequence, unit) in [D, B, size].
+  CUSTOMLSTM_DEVICE int64_t in_rows(int64_t row, int64_t size, int64_t unit) const {
+    return (row * p.size.directions + direction) * size + unit;
+  }
+  CUSTOMLSTM_DEVICE int64_t in_states(int64_t b, int64_t size, int64_t unit) const {
+    return (direction * p.size.batch + b) * size + unit;
+  }
 
   // Steps of the longest sequence of the slice. The blocks of a group agree on it, so all leave out the same steps.
   CUSTOMLSTM_DEVICE int64_t longest() const {

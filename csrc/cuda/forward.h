@@ -58,7 +58,7 @@ struct ForwardKernel {
     Item next = {};
     bool loaded = false;
     for (int64_t s = r.first_step; s < r.last_step; ++s) {
-      const int64_t t = time(s);
+      const int64_t t = block.time(s);
       if (t >= longest) continue;
       if (r.phase != 1) {
         if (!loaded) next = load_item(t, 0, device::thread_index());
@@ -69,7 +69,7 @@ struct ForwardKernel {
         if (r.phase != 0) projection_phase(s, t);
       }
       if constexpr (BlockT::kResident) {
-        const int64_t after = time(s + 1);
+        const int64_t after = block.time(s + 1);
         loaded = s + 1 < r.last_step && after < longest;
         if (!loaded) continue;   // nobody reads the last step's states
         next = load_item(after, 0, device::thread_index());
@@ -78,23 +78,6 @@ struct ForwardKernel {
     }
   }
 
-  CUSTOMLSTM_DEVICE int64_t time(int64_t s) const { return block.direction == 0 ? s : p.r.size.steps - 1 - s; }
-  CUSTOMLSTM_DEVICE int64_t length(int64_t b) const { return length_of(p.r.size, p.r.sequences, b); }
-  CUSTOMLSTM_DEVICE bool is_last(int64_t t, int64_t b) const {
-    return block.direction == 0 ? t + 1 == length(b) : t == 0;
-  }
-
-  template <class X>
-  CUSTOMLSTM_DEVICE device::Global<X> array(X* data, int64_t count, const char* name) const {
-    return {data, data ? count : 0, name};
-  }
-  // Index of (row, direction, unit) in [rows, D, size], and of (direction, sequence, unit) in [D, B, size].
-  CUSTOMLSTM_DEVICE int64_t in_rows(int64_t row, int64_t size, int64_t unit) const {
-    return (row * p.r.size.directions + block.direction) * size + unit;
-  }
-  CUSTOMLSTM_DEVICE int64_t in_states(int64_t b, int64_t size, int64_t unit) const {
-    return (block.direction * p.r.size.batch + b) * size + unit;
-  }
   CUSTOMLSTM_DEVICE device::Global<S> cells() const {
     const Sizes& g = p.r.size;
     return array(p.c, g.directions * g.batch * g.hidden_size, "c");
@@ -106,17 +89,16 @@ struct ForwardKernel {
     item.unit = int64_t(block.x) * p.r.tiling.units + index % p.r.tiling.units;
     item.b = block.first_column + chunk * BlockT::kChunk + index / p.r.tiling.units;
     item.active = index < p.r.tiling.units * BlockT::kChunk && item.unit < g.hidden_size && item.b < g.batch &&
-                  t < length(item.b);
+                  t < block.length(item.b);
     if (!item.active) return item;
     item.row = step_row(p.r, t) + item.b;
-    const int64_t edge = block.direction == 0 ? t : t + 1;
-    item.cut = (block.direction == 0 || edge < length(item.b)) && is_reset(g, p.r.sequences, edge, item.b);
-    item.c = item.cut ? S(0) : cells().read(in_states(item.b, g.hidden_size, item.unit));
+    item.cut = block.is_cut_before(t, item.b);
+    item.c = item.cut ? S(0) : cells().read(block.in_states(item.b, g.hidden_size, item.unit));
     const auto x = array(p.gates_x, g.rows * g.directions * kGates * g.hidden_size, "gates_x");
     const auto bias = array(p.bias, g.directions * kGates * g.hidden_size, "bias");
 #pragma unroll
     for (int k = 0; k < kGates; ++k) {
-      item.gates[k] = x.read(in_rows(item.row, kGates * g.hidden_size, k * g.hidden_size + item.unit)) +
+      item.gates[k] = x.read(block.in_rows(item.row, kGates * g.hidden_size, k * g.hidden_size + item.unit)) +
                       bias.read((block.direction * kGates + k) * g.hidden_size + item.unit);
     }
     return item;
@@ -146,17 +128,17 @@ struct ForwardKernel {
     }
     CellT::forward(p.cell, a, c, h, saved);
 
-    const int64_t state = in_states(item.b, g.hidden_size, item.unit);
-    const int64_t states = g.directions * g.batch * g.hidden_size, at = in_rows(item.row, g.hidden_size, item.unit);
+    const int64_t state = block.in_states(item.b, g.hidden_size, item.unit);
+    const int64_t states = g.directions * g.batch * g.hidden_size, at = block.in_rows(item.row, g.hidden_size, item.unit);
     const int column = chunk * BlockT::kChunk + index / units;
     cells().write(state, c.x);
-    if (is_last(t, item.b)) array(p.c_n, states, "c_n").write(state, M::narrow(c.x));
+    if (block.is_last(t, item.b)) array(p.c_n, states, "c_n").write(state, M::narrow(c.x));
     if (p.c_all) array(p.c_all, g.rows * g.directions * g.hidden_size, "c_all").write(at, c.x);
     if (p.gates) {
       const auto gates = array(p.gates, g.rows * g.directions * CellT::kSaved * g.hidden_size, "gates");
 #pragma unroll
       for (int k = 0; k < CellT::kSaved; ++k) {
-        gates.write(in_rows(item.row, CellT::kSaved * g.hidden_size, k * g.hidden_size + item.unit), saved[k].x);
+        gates.write(block.in_rows(item.row, CellT::kSaved * g.hidden_size, k * g.hidden_size + item.unit), saved[k].x);
       }
     }
     if (g.projection) {
@@ -171,9 +153,9 @@ struct ForwardKernel {
                                      S h) const {
     const Sizes& g = p.r.size;
     const T narrow = M::narrow(h);
-    array(p.output, g.rows * g.directions * g.state_size, "output").write(in_rows(row, g.state_size, unit), narrow);
-    if (is_last(t, b)) {
-      array(p.h_n, g.directions * g.batch * g.state_size, "h_n").write(in_states(b, g.state_size, unit), narrow);
+    array(p.output, g.rows * g.directions * g.state_size, "output").write(block.in_rows(row, g.state_size, unit), narrow);
+    if (block.is_last(t, b)) {
+      array(p.h_n, g.directions * g.batch * g.state_size, "h_n").write(block.in_states(b, g.state_size, unit), narrow);
     }
     block.operand((s + 1) & 1).write(unit, column, M::to_element(h));
   }
@@ -189,7 +171,7 @@ struct ForwardKernel {
         const int64_t unit = int64_t(block.x) * rows + index % rows;
         const int column = chunk * BlockT::kChunk + index / rows;
         const int64_t b = block.first_column + column;
-        if (unit >= g.state_size || b >= g.batch || t >= length(b)) continue;
+        if (unit >= g.state_size || b >= g.batch || t >= block.length(b)) continue;
         write_state(s, t, b, unit, step_row(p.r, t) + b, column,
                     block.sum(p.r.second, index % rows, index / rows));
       }

@@ -260,8 +260,7 @@ struct PreviousHidden {
       const int64_t b = i / g.state_size / g.directions % g.batch, t = i / g.state_size / g.directions / g.batch;
       const int64_t length = length_of(g, p.sequences, b);
       if (t >= length && p.sequences.step_row) continue;   // packed data has no such row
-      const int64_t edge = direction == 0 ? t : t + 1;
-      const bool cut = t >= length || ((direction == 0 || edge < length) && is_reset(g, p.sequences, edge, b));
+      const bool cut = t >= length || is_cut(g, p.sequences, direction, t, b);
       const int64_t from = direction == 0 ? t - 1 : t + 1;
       T x = {};
       if (!cut && from >= 0 && from < length) {
