@@ -1,13 +1,14 @@
 """The CUDA recurrences on the host executor, as a layer: what surrounds them is done here in torch."""
 
 import ctypes
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from customlstm.cells import Cell
+from customlstm.launch_plan import VARIANTS, Tiling
 from customlstm.reference import accumulation_dtype
 
 MATHS = {"fma32": 0, "fma64": 1, "bf16": 2, "f16": 3, "tf32": 4}
@@ -19,7 +20,6 @@ DTYPES = {
     "tf32": torch.float32,
 }
 DEPTHS = {"fma32": 4, "fma64": 4, "bf16": 16, "f16": 16, "tf32": 8}
-VARIANTS = {"step": 0, "grid": 1, "cluster": 2}
 STORAGE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 _ROOT = Path(__file__).parents[2]
@@ -37,27 +37,6 @@ def sources(root: Path = _ROOT) -> list[tuple[Path, list[str]]]:
     ]
 
 
-@dataclass(frozen=True)
-class Tiling:
-    """``csrc/cuda/tiling.h``: Tiling."""
-
-    variant: str
-    units: int
-    state_rows: int
-    columns: int
-    column_tiles: int
-    warps: int
-    unit_blocks: int
-    column_blocks: int
-
-    def as_list(self) -> list[int]:
-        cluster = self.unit_blocks if self.variant == "cluster" else 1
-        return [
-            VARIANTS[self.variant], self.units, self.state_rows, self.columns, self.column_tiles, self.warps,
-            self.unit_blocks, self.column_blocks, cluster,
-        ]  # fmt: skip
-
-
 def tile(
     variant: str, hidden: int, state: int, batch: int, units: int, column_tiles: int, warps: int, slices: int
 ) -> Tiling:
@@ -67,8 +46,9 @@ def tile(
     columns = width * -(-batch // (slices * width))
     state_rows = 0 if state == hidden else 16 * -(-state // (16 * unit_blocks))
     return Tiling(
-        variant, units, state_rows, columns, column_tiles, warps, unit_blocks, max(1, -(-batch // columns))
-    )
+        variant, units, state_rows, columns, column_tiles, warps, unit_blocks, max(1, -(-batch // columns)),
+        unit_blocks if variant == "cluster" else 1,
+    )  # fmt: skip
 
 
 @dataclass
@@ -147,8 +127,9 @@ class HostKernels:
         kept = [x if x is None else x.contiguous() for x in (*layer.sequences(), *_recurrent(layer), *arrays)]
         _, cell = layer.cell.encode()
         standard = layer.cell == Cell()
+        numbers = [VARIANTS.index(tiling.variant), *astuple(tiling)[1:]]
         self._call(
-            name, ctypes.c_int64(MATHS[math]), _longs(layer.sizes), _longs(tiling.as_list()), _pointers(kept),
+            name, ctypes.c_int64(MATHS[math]), _longs(layer.sizes), _longs(numbers), _pointers(kept),
             ctypes.c_int64(standard), (ctypes.c_double * len(cell))(*cell), ctypes.c_uint64(seed),
         )  # fmt: skip
 

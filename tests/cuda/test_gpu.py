@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import customlstm
 from customlstm import _binary, dispatch
+from customlstm.launch_plan import VARIANTS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 
@@ -51,7 +52,6 @@ pytestmark = pytest.mark.skipif(bool(_WHY_SKIP), reason=_WHY_SKIP)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Of results of size 1. The reference gets the same rounded numbers, so this is the kernels' own error.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-5, torch.bfloat16: 4e-2, torch.float16: 6e-3}
-VARIANTS = ("step", "grid", "cluster")
 
 
 @pytest.fixture(autouse=True)

@@ -53,6 +53,19 @@ Sequences read_sequences(void* const* p) {
   return {static_cast<const int64_t*>(p[0]), static_cast<const int64_t*>(p[1]), static_cast<const uint8_t*>(p[2])};
 }
 
+// What forward and backward begin with; returns where their own arrays begin.
+template <class Params>
+void* const* read_layer(Params& p, const int64_t* sizes, void* const* pointers) {
+  p.size = read_sizes(sizes);
+  p.sequences = read_sequences(pointers);
+  void* const* at = pointers + 3;
+  for (auto& w : p.weights) {
+    w = {at[0], at[1], at[2], at[3]};
+    at += 4;
+  }
+  return at;
+}
+
 template <class F>
 int guarded(char* error, int64_t size, const F& body) {
   try {
@@ -84,13 +97,7 @@ extern "C" int customlstm_forward(int64_t math, const int64_t* sizes, const int6
                                   int64_t standard, const double* cell, uint64_t seed, char* error, int64_t size) {
   return guarded(error, size, [&] {
     ForwardParams p = {};
-    p.size = read_sizes(sizes);
-    p.sequences = read_sequences(pointers);
-    void* const* at = pointers + 3;
-    for (auto& w : p.weights) {
-      w = {at[0], at[1], at[2], at[3]};
-      at += 4;
-    }
+    void* const* at = read_layer(p, sizes, pointers);
     p.gates_x = at[0];
     p.h_0 = at[1];
     p.c_0 = at[2];
@@ -110,13 +117,7 @@ extern "C" int customlstm_backward(int64_t math, const int64_t* sizes, const int
                                    int64_t standard, const double* cell, uint64_t seed, char* error, int64_t size) {
   return guarded(error, size, [&] {
     BackwardParams p = {};
-    p.size = read_sizes(sizes);
-    p.sequences = read_sequences(pointers);
-    void* const* at = pointers + 3;
-    for (auto& w : p.weights) {
-      w = {at[0], at[1], at[2], at[3]};
-      at += 4;
-    }
+    void* const* at = read_layer(p, sizes, pointers);
     p.c_0 = at[0];
     p.c_all = at[1];
     p.gates = at[2];
