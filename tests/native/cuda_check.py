@@ -6,7 +6,8 @@
 2. the registers, shared memory, stack and spills of every kernel as a table. A spill or a stack is local
    memory, slow and never needed here: it fails the check, unless JUSTIFIED says why that kernel may have it;
 3. with a torch built with CUDA, the extension is built and linked against it (FORCE_CUDA=1); what the library
-   leaves undefined must be in torch, the CUDA runtime, the C or C++ library or Python; Python must load it.
+   leaves undefined must be in torch, the CUDA runtime, cuBLAS, the C or C++ library or Python; Python must
+   load it.
 
 Results of part 1 are kept in build/cuda_check by content; part 3 is incremental. Exit codes: 0 passed,
 1 failed, 2 there is no nvcc, or nothing to compile.
@@ -290,9 +291,11 @@ def providers(library: Path, torch: dict[str, str]) -> Iterator[Path]:
     folder = Path(torch["folder"])
     for name in ("libc10.so", "libc10_cuda.so", "libtorch.so", "libtorch_cpu.so", "libtorch_cuda.so"):
         yield folder / "lib" / name
-    for package in nvidia_packages(folder):
-        yield from (package / "lib").glob("libcudart.so*")
-    yield from (folder / "lib").glob("libcudart*.so*")
+    # libtorch_cuda needs both, so they are in the process and in the scope of our symbols.
+    for name in ("cudart", "cublas"):
+        for package in nvidia_packages(folder):
+            yield from (package / "lib").glob(f"lib{name}.so*")
+        yield from (folder / "lib").glob(f"lib{name}*.so*")
     needed = subprocess.run(["ldd", str(library)], capture_output=True, text=True).stdout
     standard = r"lib(?:stdc\+\+|m|c|gcc_s|pthread|dl|rt|gomp)\.so|ld-linux"
     for path in re.findall(r"(/\S+) \(0x", needed):
