@@ -1,6 +1,6 @@
 // One layer backward. Steps run against the forward order: the cell's derivative gives the gradient of the gates of
 // one step, one product with W_hh that of the state before it. What needs no order (the gradients of input and
-// weights) is done afterwards, over all rows at once, in gradients.inl.
+// weights) is done after each block of steps, over its rows at once, in gradients.inl.
 
 template <class S>
 struct BackwardWorkspace {
@@ -9,6 +9,7 @@ struct BackwardWorkspace {
   S *c_0;                           // [D, B, padded H] initial cell state, widened
   const S** rows;                   // [D, B] row pointers for the products
   RowList list;                     // all valid rows, in order of time
+  StepBlocks<S> blocks;
   GradientScratch<S> scratch;       // of this thread
   int64_t h_stride, c_stride;
 
@@ -23,10 +24,9 @@ struct BackwardCells {
   static constexpr int kLanes = Vec<S>::kLanes;
   using Workspace = BackwardWorkspace<S>;
 
-  static CUSTOMLSTM_INLINE S* gate_row(const BackwardParams& p, const Job& job, int64_t t, int64_t column) {
-    const Geometry& g = p.g;
-    return static_cast<S*>(p.grad_gates) +
-           ((g.step_row[t] + column) * g.directions + job.direction) * Cell::kGates * g.hidden_size;
+  static CUSTOMLSTM_INLINE S* gate_row(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t,
+                                       int64_t column) {
+    return w.blocks.grad_gates + w.blocks.at(p.g, job.direction, t, column) * Cell::kGates * p.g.hidden_size;
   }
   // The cell state that entered step t of a column, or null for zero.
   static CUSTOMLSTM_INLINE const S* previous_c(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t,
@@ -69,7 +69,7 @@ struct BackwardCells {
     Cell::backward(*static_cast<const CellParams<S>*>(p.cell_params), saved, c_prev, c, dh, dc, da);
     for (int r = 0; r < R; ++r) {
       dc.row[r].store(w.row(w.dc, w.c_stride, g, job, i + r) + unit);
-      S* to = gate_row(p, job, t, job.columns[i + r]) + unit;
+      S* to = gate_row(p, w, job, t, job.columns[i + r]) + unit;
       for (int k = 0; k < Cell::kGates; ++k) store_as(da[k].row[r], to + k * g.hidden_size, lanes);
     }
   }
@@ -89,6 +89,19 @@ struct Backward {
   static CUSTOMLSTM_INLINE int64_t output_panels(const Geometry& g) { return ceil_div(g.output_size, kWidth); }
   static CUSTOMLSTM_INLINE int64_t gate_rows(const Geometry& g) { return Cell::kGates * g.hidden_size; }
 
+  // Steps of one block: enough rows for the weight gradients, whose sums are read and written once a block, and not
+  // more gradients of the pre-activations than stay in cache. No matter of the threads: they may not change a bit.
+  static int64_t block_steps(const BackwardParams& p) {
+    const Geometry& g = p.g;
+    // Both directions' gradients of the input are rounded once, as one sum.
+    if (g.directions > 1 && p.grad_input && sizeof(T) < sizeof(S)) return g.steps > 0 ? g.steps : 1;
+    constexpr int64_t kBytes = int64_t{2} << 20;
+    int64_t rows = kBytes / (int64_t(sizeof(S)) * gate_rows(g) * g.directions);
+    if (rows < kWeightDepth) rows = kWeightDepth;
+    const int64_t steps = ceil_div(rows, g.batch > 0 ? g.batch : 1);
+    return steps < g.steps ? steps : g.steps > 0 ? g.steps : 1;
+  }
+
   static size_t layout(const BackwardParams& p, int rank, char* base, Workspace& w) {
     const Geometry& g = p.g;
     Arena arena = {base, 0};
@@ -106,7 +119,12 @@ struct Backward {
     w.c_0 = arena.take<S>(p.c_0 ? rows * w.c_stride : 0);
     w.list.time = arena.take<int64_t>(g.valid_rows);
     w.list.column = arena.take<int64_t>(g.valid_rows);
-    w.list.count = g.valid_rows;
+    w.list.begin = arena.take<int64_t>(g.steps + 1);
+    w.blocks.steps = block_steps(p);
+    w.blocks.index = 0;
+    const int64_t block_rows = w.blocks.steps * g.batch * g.directions;
+    w.blocks.grad_gates = arena.take<S>(block_rows * gate_rows(g));
+    w.blocks.grad_hidden_state = arena.take<S>(g.projection ? block_rows * g.output_size : 0);
     bool weights = false;
     for (const auto& to : p.grad_weights) weights = weights || to.w_ih || to.w_hh || to.bias || to.w_hr;
     for (int thread = 0; thread < p.plan.threads; ++thread) {
@@ -133,18 +151,38 @@ struct Backward {
     pack(p, w, rank, team.size());
     if (rank == 0) w.list.fill(g);
     team.barrier();
-    if (p.plan.share_units) {
-      for (int64_t d = 0; d < g.directions; ++d) run_job(p, w, make_job(g, d, 0, &team, rank, team.size()));
-    } else {
-      const int64_t jobs = g.directions * p.plan.groups;
-      for (int64_t j = rank; j < jobs; j += team.size()) {
-        run_job(p, w, make_job(g, j % g.directions, j / g.directions, nullptr, 0, 1));
-      }
-    }
+    each_job(p, w, team, rank, &load_state);
     team.barrier();
-    const Gradients<T, Cell> gradients = {p, w.list, w.scratch, rank, team.size()};
-    if (p.grad_input) gradients.input(w.w_ih);
-    for (int64_t d = 0; d < g.directions; ++d) gradients.weights(d);
+    const Gradients<T, Cell> gradients = {p, w.list, w.scratch, w.blocks, rank, team.size()};
+    const bool both_at_once = w.blocks.count(g) == 1;
+    for (; w.blocks.index < w.blocks.count(g); ++w.blocks.index) {
+      each_job(p, w, team, rank, &run_block);
+      team.barrier();
+      if (p.grad_input && both_at_once) gradients.input(w.w_ih, 0, g.directions);
+      for (int64_t d = 0; d < g.directions; ++d) {
+        if (p.grad_input && !both_at_once) {
+          gradients.input(w.w_ih, d, d + 1);
+          if (g.directions > 1) team.barrier();   // where the directions meet, the other adds to the same rows
+        }
+        gradients.weights(d);
+      }
+      team.barrier();
+    }
+    each_job(p, w, team, rank, &store_state);
+  }
+
+  // Calls `work` for this thread's jobs, or for its part of the team's.
+  static void each_job(const BackwardParams& p, const Workspace& w, Team& team, int rank,
+                       void (*work)(const BackwardParams&, const Workspace&, const Job&)) {
+    const Geometry& g = p.g;
+    if (p.plan.share_units) {
+      for (int64_t d = 0; d < g.directions; ++d) work(p, w, make_job(g, d, 0, &team, rank, team.size()));
+      return;
+    }
+    const int64_t jobs = g.directions * p.plan.groups;
+    for (int64_t j = rank; j < jobs; j += team.size()) {
+      work(p, w, make_job(g, j % g.directions, j / g.directions, nullptr, 0, 1));
+    }
   }
 
   static void pack(const BackwardParams& p, const Workspace& w, int rank, int size) {
@@ -205,17 +243,17 @@ struct Backward {
     }
   }
 
-  static void run_job(const BackwardParams& p, const Workspace& w, const Job& job) {
+  static void run_block(const BackwardParams& p, const Workspace& w, const Job& job) {
     const Geometry& g = p.g;
     // Threads own whole panels of columns, of the state as of the units: without projection the same columns, so that
     // a thread reads only gradients of the state that it wrote itself, and one barrier a step is enough.
     const Range units = share(hidden_panels(g), job.rank, job.size);
     const Range outputs = share(output_panels(g), job.rank, job.size);
-    load_state(p, w, job);
-    job.barrier();
+    const Range times = w.blocks.times(g, job.direction);
+    const int64_t end = min64(times.end, job.steps);
     int64_t active = 0;
-    for (int64_t step = job.steps - 1; step >= 0; --step) {
-      const int64_t t = job.time(step);
+    for (int64_t i = times.begin; i < end; ++i) {
+      const int64_t t = job.direction == 0 ? end - 1 - (i - times.begin) : i;
       active = active_rows(g, job, t, active);
       add_grad_output(p, w, job, t, active, outputs);
       if (g.projection) {
@@ -224,22 +262,18 @@ struct Backward {
       }
       run_cells(p, w, job, t, active, units);
       job.barrier();
-      for (int64_t i = 0; i < active; ++i) w.rows[i] = Cells::gate_row(p, job, t, job.columns[i]);
+      for (int64_t k = 0; k < active; ++k) w.rows[k] = Cells::gate_row(p, w, job, t, job.columns[k]);
       for (int64_t n = outputs.begin; n < outputs.end; ++n) {
         multiply_rows(w.rows, active, w.w_hh[job.direction] + n * gate_rows(g) * kWidth, gate_rows(g),
                       w.row(w.dh, w.h_stride, g, job, 0) + n * kWidth, w.h_stride, false);
       }
       if (g.resets) cut_state(p, w, job, t, active, units, outputs);
     }
-    job.barrier();
-    store_state(p, w, job);
-    job.barrier();
   }
 
-  static CUSTOMLSTM_INLINE S* hidden_state_row(const BackwardParams& p, const Job& job, int64_t t, int64_t column) {
-    const Geometry& g = p.g;
-    return static_cast<S*>(p.grad_hidden_state) +
-           ((g.step_row[t] + column) * g.directions + job.direction) * g.output_size;
+  static CUSTOMLSTM_INLINE S* hidden_state_row(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t,
+                                               int64_t column) {
+    return w.blocks.grad_hidden_state + w.blocks.at(p.g, job.direction, t, column) * p.g.output_size;
   }
 
   // The gradient of the output where the cells can read it themselves.
@@ -257,7 +291,7 @@ struct Backward {
     for (int64_t i = 0; i < active; ++i) {
       const int64_t row = g.step_row[t] + job.columns[i];
       S* dh = w.row(w.dh, w.h_stride, g, job, i);
-      S* to = g.projection ? hidden_state_row(p, job, t, job.columns[i]) : dh;
+      S* to = g.projection ? hidden_state_row(p, w, job, t, job.columns[i]) : dh;
       if (p.grad_output) {
         const T* dy = static_cast<const T*>(p.grad_output) + (row * g.directions + job.direction) * g.output_size;
         for (int64_t k = begin; k < end; ++k) to[k] = dh[k] + S(to_float(dy[k]));
@@ -270,7 +304,7 @@ struct Backward {
   static void unproject(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t, int64_t active,
                         Range units) {
     const Geometry& g = p.g;
-    for (int64_t i = 0; i < active; ++i) w.rows[i] = hidden_state_row(p, job, t, job.columns[i]);
+    for (int64_t i = 0; i < active; ++i) w.rows[i] = hidden_state_row(p, w, job, t, job.columns[i]);
     for (int64_t n = units.begin; n < units.end; ++n) {
       multiply_rows(w.rows, active, w.w_hr[job.direction] + n * g.output_size * kWidth, g.output_size,
                     w.row(w.dprojecting, w.c_stride, g, job, 0) + n * kWidth, w.c_stride, false);

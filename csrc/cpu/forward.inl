@@ -8,6 +8,7 @@ struct ForwardWorkspace {
   S* c;                                       // [D, B, padded H]
   S* projecting;                              // [D, B, padded H] h before the projection
   S *x, *gates_x;                             // of this thread: [chunk, L] and [unit blocks, chunk, 4 * lanes]
+  const S** x_rows;                           // [chunk] rows of the input, or of x where they must be converted
   int64_t h_stride, c_stride;
 
   CUSTOMLSTM_INLINE S* h_row(const Geometry& g, const Job& job, int64_t parity, int64_t i) const {
@@ -30,43 +31,59 @@ struct ForwardTiles {
   using Workspace = ForwardWorkspace<S>;
 
   template <int R>
-  static CUSTOMLSTM_NOINLINE void project_tile(const S* x, int64_t depth, const S* panel, const S* bias, S* out) {
-    Tile<S, R> tile;
+  static CUSTOMLSTM_NOINLINE void project_tile(const S* const* x, int64_t depth, const S* panel, const S* bias, S* out) {
     const S* rows[R];
-    for (int r = 0; r < R; ++r) rows[r] = x + r * depth;
-    tile.load(bias, 0);
-    tile.multiply(rows, panel, depth);
-    tile.store(out, kWidth);
+    for (int r = 0; r < R; ++r) rows[r] = x[r];
+    Tile<S, R>::template multiply<kSumBlock>(rows, 1, panel, depth, {bias, 0, nullptr, 0}, out, kWidth);
   }
 
-  // Rows i .. i + R - 1, units unit .. unit + kLanes - 1: recurrent product, cell, new state, saved values.
+  // Rows i .. i + R - 1, units unit .. unit + kLanes - 1: recurrent product, cell, new state, saved values. With depth
+  // 0 the product is in gates_x already.
   template <int R>
   static CUSTOMLSTM_NOINLINE void cell_tile(const ForwardParams& p, const Workspace& w, const Job& job, int64_t t,
-                                            int64_t parity, int64_t unit, int64_t i, const S* panel, const S* gates_x,
-                                            S* output) {
-    const Geometry& g = p.g;
-    Tile<S, R> tile;
+                                            int64_t parity, int64_t unit, int64_t i, const S* panel, int64_t depth,
+                                            const S* gates_x, S* output) {
     const S* rows[R];
-    for (int r = 0; r < R; ++r) rows[r] = w.h_row(g, job, parity, i + r);
-    tile.zero();
-    tile.multiply(rows, panel, g.output_size);
-    tile.add(gates_x, kWidth);
+    for (int r = 0; r < R; ++r) rows[r] = w.h_row(p.g, job, parity, i + r);
+    // Through memory, which is the first-level cache: the cell needs more registers than the tile leaves.
+    alignas(64) S gates[R * kWidth];
+    Tile<S, R>::template multiply<kSumBlock>(rows, 1, panel, depth, {nullptr, 0, gates_x, kWidth}, gates, kWidth);
+    const CellStep step = {t, parity, unit, output};
+    int r = 0;
+    for (; r + kCellRows <= R; r += kCellRows) {
+      cell_rows<kCellRows>(p, w, job, step, i + r, gates + r * kWidth);
+    }
+    if (r < R) cell_rows<1>(p, w, job, step, i + r, gates + r * kWidth);
+  }
 
+  struct CellStep {
+    int64_t t, parity, unit;
+    S* output;
+  };
+  static constexpr int kCellRows = 2;   // rows through the cell at a time: more would spill
+
+  template <int R>
+  static CUSTOMLSTM_NOINLINE void cell_rows(const ForwardParams& p, const Workspace& w, const Job& job,
+                                            const CellStep& step, int64_t i, const S* gates) {
+    const Geometry& g = p.g;
+    const int64_t unit = step.unit;
     Pack<S, R> a[Cell::kGates], c, h, saved[Cell::kSaved];
     for (int k = 0; k < Cell::kGates; ++k)
-      for (int r = 0; r < R; ++r) a[k].row[r] = tile.acc[r][k];
+      for (int r = 0; r < R; ++r) a[k].row[r] = Vec<S>::load(gates + r * kWidth + k * kLanes);
     for (int r = 0; r < R; ++r) c.row[r] = Vec<S>::load(w.c_row(g, job, i + r) + unit);
     Cell::forward(*static_cast<const CellParams<S>*>(p.cell_params), a, c, h, saved);
 
     const int lanes = int(min64(kLanes, g.hidden_size - unit));
     for (int r = 0; r < R; ++r) {
-      const int64_t row = g.step_row[t] + job.columns[i + r];
+      const int64_t row = g.step_row[step.t] + job.columns[i + r];
       c.row[r].store(w.c_row(g, job, i + r) + unit);
       if (g.projection) {
         h.row[r].store(w.projecting_row(g, job, i + r) + unit);
       } else {
-        h.row[r].store(w.h_row(g, job, 1 - parity, i + r) + unit);
-        if (output) store_as(h.row[r], output + (row * g.directions + job.direction) * g.output_size + unit, lanes);
+        h.row[r].store(w.h_row(g, job, 1 - step.parity, i + r) + unit);
+        if (step.output) {
+          store_as(h.row[r], step.output + (row * g.directions + job.direction) * g.output_size + unit, lanes);
+        }
       }
       const int64_t at = (row * g.directions + job.direction) * g.hidden_size + unit;
       if (p.c_all) store_as(c.row[r], static_cast<S*>(p.c_all) + at, lanes);
@@ -83,14 +100,13 @@ struct ForwardTiles {
   static CUSTOMLSTM_NOINLINE void projection_tile(const ForwardParams& p, const Workspace& w, const Job& job, int64_t t,
                                                   int64_t parity, int64_t first, int64_t i, S* output) {
     const Geometry& g = p.g;
-    Tile<S, R> tile;
     const S* rows[R];
     for (int r = 0; r < R; ++r) rows[r] = w.projecting_row(g, job, i + r);
-    tile.zero();
-    tile.multiply(rows, w.w_hr[job.direction] + first * g.hidden_size, g.hidden_size);
+    Tile<S, R>::template multiply<kSumBlock>(rows, 1, w.w_hr[job.direction] + first * g.hidden_size, g.hidden_size,
+                                             {nullptr, 0, nullptr, 0}, w.h_row(g, job, 1 - parity, i) + first,
+                                             w.h_stride);
     for (int r = 0; r < R; ++r) {
       S* h = w.h_row(g, job, 1 - parity, i + r) + first;
-      for (int v = 0; v < kPanelVectors; ++v) tile.acc[r][v].store(h + v * kLanes);
       if (!output) continue;
       const int64_t row = g.step_row[t] + job.columns[i + r];
       narrow(h, output + (row * g.directions + job.direction) * g.output_size + first,
@@ -115,14 +131,19 @@ struct Forward {
   static CUSTOMLSTM_INLINE int64_t output_panels(const Geometry& g) { return ceil_div(g.output_size, kWidth); }
   static CUSTOMLSTM_INLINE int64_t chunk_rows(const Geometry& g) { return kChunkRows + min64(kBlockRows, g.batch); }
 
+  // The input where the tiles can read it themselves.
+  static CUSTOMLSTM_INLINE const S* direct_input(const ForwardParams& p) {
+    return sizeof(T) == sizeof(S) && p.g.input_feature_stride == 1 ? static_cast<const S*>(p.input) : nullptr;
+  }
+
   static size_t layout(const ForwardParams& p, int rank, char* base, Workspace& w) {
     const Geometry& g = p.g;
     Arena arena = {base, 0};
     w.h_stride = padded<S>(g.output_size);
     w.c_stride = padded<S>(g.hidden_size);
     for (int64_t d = 0; d < g.directions; ++d) {
-      w.w_ih[d] = arena.take<S>(unit_blocks(g) * g.input_size * kWidth);
-      w.w_hh[d] = arena.take<S>(unit_blocks(g) * g.output_size * kWidth);
+      w.w_ih[d] = arena.take<S>(p.plan.in_place ? 0 : unit_blocks(g) * g.input_size * kWidth);
+      w.w_hh[d] = arena.take<S>(p.plan.in_place ? 0 : unit_blocks(g) * g.output_size * kWidth);
       w.bias[d] = arena.take<S>(unit_blocks(g) * kWidth);
       w.w_hr[d] = arena.take<S>(g.projection ? output_panels(g) * g.hidden_size * kWidth : 0);
     }
@@ -132,10 +153,12 @@ struct Forward {
     w.c = arena.take<S>(rows * w.c_stride);
     w.projecting = arena.take<S>(g.projection ? rows * w.c_stride : 0);
     for (int thread = 0; thread < p.plan.threads; ++thread) {
-      S* x = arena.take<S>(chunk_rows(g) * g.input_size);
+      S* x = arena.take<S>(direct_input(p) ? 0 : chunk_rows(g) * g.input_size);
+      const S** x_rows = arena.take<const S*>(chunk_rows(g));
       S* gates_x = arena.take<S>(chunk_rows(g) * unit_blocks(g) * kWidth);
       if (thread == rank) {
         w.x = x;
+        w.x_rows = x_rows;
         w.gates_x = gates_x;
       }
     }
@@ -169,10 +192,12 @@ struct Forward {
       const DirectionWeights& from = p.weights[d];
       const Range units = share(unit_blocks(g), rank, size);
       for (int64_t u = units.begin; u < units.end; ++u) {
-        pack_gates(static_cast<const T*>(from.w_ih), g.hidden_size, g.input_size, u * kLanes,
-                   w.w_ih[d] + u * g.input_size * kWidth);
-        pack_gates(static_cast<const T*>(from.w_hh), g.hidden_size, g.output_size, u * kLanes,
-                   w.w_hh[d] + u * g.output_size * kWidth);
+        if (!p.plan.in_place) {
+          pack_gates(static_cast<const T*>(from.w_ih), g.hidden_size, g.input_size, u * kLanes,
+                     w.w_ih[d] + u * g.input_size * kWidth);
+          pack_gates(static_cast<const T*>(from.w_hh), g.hidden_size, g.output_size, u * kLanes,
+                     w.w_hh[d] + u * g.output_size * kWidth);
+        }
         S* bias = w.bias[d] + u * kWidth;
         for (int64_t j = 0; j < kWidth; ++j) {
           const int64_t gate = j / kLanes, unit = u * kLanes + j % kLanes;
@@ -277,18 +302,37 @@ struct Forward {
     for (int64_t step = first; step < next; ++step) {
       const int64_t t = job.time(step);
       active = active_rows(g, job, t, active);
-      const T* x = static_cast<const T*>(p.input) + g.step_input[t];
       for (int64_t i = i0; i < active && row < rows; ++i, ++row) {
-        widen(x + job.columns[i] * g.input_column_stride, g.input_feature_stride, w.x + row * g.input_size,
-              g.input_size);
+        const int64_t at = g.step_input[t] + job.columns[i] * g.input_column_stride;
+        if (direct_input(p)) {
+          w.x_rows[row] = direct_input(p) + at;
+        } else {
+          S* x = w.x + row * g.input_size;
+          widen(static_cast<const T*>(p.input) + at, g.input_feature_stride, x, g.input_size);
+          w.x_rows[row] = x;
+        }
       }
     }
     for (int64_t u = units.begin; u < units.end; ++u) {
       const S* panel = w.w_ih[job.direction] + u * g.input_size * kWidth;
       const S* bias = w.bias[job.direction] + u * kWidth;
       S* out = w.gates_x + u * rows * kWidth;
+      if (p.plan.in_place) {
+        const T* weights = static_cast<const T*>(p.weights[job.direction].w_ih);
+        for (int64_t i = 0; i < rows; i += kTileRows) {
+#define CUSTOMLSTM_CALL(R)                                                                                   \
+  {                                                                                                          \
+    const S* x[R];                                                                                           \
+    for (int r = 0; r < R; ++r) x[r] = w.x_rows[i + r];                                                      \
+    multiply_gates(x, weights, g.hidden_size, g.input_size, u * kLanes, bias, false, out + i * kWidth);      \
+  }
+          CUSTOMLSTM_WITH_ROWS(min64(kTileRows, rows - i), CUSTOMLSTM_CALL)
+#undef CUSTOMLSTM_CALL
+        }
+        continue;
+      }
       for (int64_t i = 0; i < rows; i += kTileRows) {
-#define CUSTOMLSTM_CALL(R) Tiles::template project_tile<R>(w.x + i * g.input_size, g.input_size, panel, bias, out + i * kWidth)
+#define CUSTOMLSTM_CALL(R) Tiles::template project_tile<R>(w.x_rows + i, g.input_size, panel, bias, out + i * kWidth)
         CUSTOMLSTM_WITH_ROWS(min64(kTileRows, rows - i), CUSTOMLSTM_CALL)
 #undef CUSTOMLSTM_CALL
       }
@@ -312,15 +356,30 @@ struct Forward {
 
   // Sequences i0 .. i0 + count - 1 of one step; their rows of gates_x lie in a chunk of `chunk` rows.
   static void run_cells(const ForwardParams& p, const Workspace& w, const Job& job, Range units, int64_t step,
-                        int64_t i0, int64_t count, const S* gates_x, int64_t chunk) {
+                        int64_t i0, int64_t count, S* gates_x, int64_t chunk) {
     const Geometry& g = p.g;
     const int64_t t = job.time(step), parity = step & 1;
+    const int64_t depth = p.plan.in_place ? 0 : g.output_size;
     for (int64_t u = units.begin; u < units.end; ++u) {
-      const S* panel = w.w_hh[job.direction] + u * g.output_size * kWidth;
-      const S* from = gates_x + u * chunk * kWidth;
+      const S* panel = w.w_hh[job.direction] + u * depth * kWidth;
+      S* from = gates_x + u * chunk * kWidth;
+      if (p.plan.in_place) {
+        const T* weights = static_cast<const T*>(p.weights[job.direction].w_hh);
+        for (int64_t i = 0; i < count; i += kTileRows) {
+#define CUSTOMLSTM_CALL(R)                                                                                        \
+  {                                                                                                               \
+    const S* h[R];                                                                                                \
+    for (int r = 0; r < R; ++r) h[r] = w.h_row(g, job, parity, i0 + i + r);                                       \
+    multiply_gates(h, weights, g.hidden_size, g.output_size, u * kLanes, static_cast<const S*>(nullptr), true,    \
+                   from + i * kWidth);                                                                            \
+  }
+          CUSTOMLSTM_WITH_ROWS(min64(kTileRows, count - i), CUSTOMLSTM_CALL)
+#undef CUSTOMLSTM_CALL
+        }
+      }
       for (int64_t i = 0; i < count; i += kTileRows) {
 #define CUSTOMLSTM_CALL(R) \
-  Tiles::template cell_tile<R>(p, w, job, t, parity, u * kLanes, i0 + i, panel, from + i * kWidth, direct_output(p))
+  Tiles::template cell_tile<R>(p, w, job, t, parity, u * kLanes, i0 + i, panel, depth, from + i * kWidth, direct_output(p))
         CUSTOMLSTM_WITH_ROWS(min64(kTileRows, count - i), CUSTOMLSTM_CALL)
 #undef CUSTOMLSTM_CALL
       }

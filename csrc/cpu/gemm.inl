@@ -36,10 +36,6 @@ struct Tile {
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < kPanelVectors; ++v) acc[r][v] = Vec<S>::broadcast(S(0));
   }
-  CUSTOMLSTM_INLINE void load(const S* p, int64_t row_stride) {
-    for (int r = 0; r < R; ++r)
-      for (int v = 0; v < kPanelVectors; ++v) acc[r][v] = Vec<S>::load(p + r * row_stride + v * Vec<S>::kLanes);
-  }
   CUSTOMLSTM_INLINE void store(S* p, int64_t row_stride) const {
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < kPanelVectors; ++v) acc[r][v].store(p + r * row_stride + v * Vec<S>::kLanes);
@@ -49,10 +45,6 @@ struct Tile {
       for (int v = 0; v < kPanelVectors; ++v)
         acc[r][v] = acc[r][v] + Vec<S>::load(p + r * row_stride + v * Vec<S>::kLanes);
   }
-  CUSTOMLSTM_INLINE void add(const Tile& other) {
-    for (int r = 0; r < R; ++r)
-      for (int v = 0; v < kPanelVectors; ++v) acc[r][v] = acc[r][v] + other.acc[r][v];
-  }
   CUSTOMLSTM_INLINE void multiply_one(const S* const (&factors)[R], int64_t k, const S* panel) {
     Vec<S> b[kPanelVectors];
     for (int v = 0; v < kPanelVectors; ++v) b[v] = Vec<S>::load(panel + v * Vec<S>::kLanes);
@@ -61,27 +53,33 @@ struct Tile {
       for (int v = 0; v < kPanelVectors; ++v) acc[r][v] = fma(a, b[v], acc[r][v]);
     }
   }
-  // acc += rows[r][k] * panel[k], k = 0 .. depth - 1
-  CUSTOMLSTM_INLINE void multiply(const S* const (&rows)[R], const S* panel, int64_t depth) {
-    for (int64_t k = 0; k < depth;) {
-      const int64_t end = min64(depth, k + kSumBlock);
+  // What a sum starts from and what is added to it at the end; null: nothing. Row r is `stride` elements further.
+  struct Ends {
+    const S* first;
+    int64_t first_stride;
+    const S* last;
+    int64_t last_stride;
+  };
+  // out[r] = first[r] + (sum over k of rows[r][k * step] * panel[k], in blocks) + last[r]. Sums of more than one block
+  // wait in `out`: two tiles do not fit the registers.
+  template <int64_t kBlock>
+  static CUSTOMLSTM_INLINE void multiply(const S* const (&rows)[R], int64_t step, const S* panel, int64_t depth,
+                                         const Ends& ends, S* out, int64_t stride) {
+    int64_t k = 0;
+    do {
+      const bool begin = k == 0;
+      const int64_t end = min64(depth, k + kBlock);
       Tile part;
       part.zero();
-      for (; k < end; ++k) part.multiply_one(rows, k, panel + k * panel_width<S>());
-      add(part);
-    }
-  }
-  // The same with the R factors of each k side by side.
-  CUSTOMLSTM_INLINE void multiply_packed(const S* factors, const S* panel, int64_t depth) {
-    const S* columns[R];
-    for (int r = 0; r < R; ++r) columns[r] = factors + r;
-    for (int64_t k = 0; k < depth;) {
-      const int64_t end = min64(depth, k + kGradientSumBlock);
-      Tile part;
-      part.zero();
-      for (; k < end; ++k) part.multiply_one(columns, k * R, panel + k * panel_width<S>());
-      add(part);
-    }
+      for (; k < end; ++k) part.multiply_one(rows, k * step, panel + k * panel_width<S>());
+      if (!begin) {
+        part.add(out, stride);
+      } else if (ends.first) {
+        part.add(ends.first, ends.first_stride);
+      }
+      if (k >= depth && ends.last) part.add(ends.last, ends.last_stride);
+      part.store(out, stride);
+    } while (k < depth);
   }
 };
 
@@ -113,29 +111,68 @@ struct Tile {
 
 // ---- packing: panel[k][vector][lane], columns beyond the end are zero ----
 
-// Panel of hidden units `unit ..` of a gate matrix [4H, depth]: vector v holds gate v. Reading along k, four rows of
-// the matrix at a time would be a gather; this order reads each row once and writes with a stride that stays in cache.
+// Rows `first ..` of a matrix [n, depth] as one vector of each panel row, the rows' values side by side.
 template <class T, class S>
-CUSTOMLSTM_INLINE void pack_gates(const T* w, int64_t hidden, int64_t depth, int64_t unit, S* panel) {
+CUSTOMLSTM_INLINE void pack_vector(const T* m, int64_t n, int64_t depth, int64_t first, S* to) {
+  constexpr int kLanes = Vec<S>::kLanes;
+  for (int64_t k = 0; k < depth; k += kLanes) {
+    Vec<S> columns[kLanes];
+    load_columns(m + first * depth + k, depth, n - first, depth - k, columns);
+    const int64_t count = min64(kLanes, depth - k);
+    for (int64_t j = 0; j < count; ++j) columns[j].store(to + (k + j) * panel_width<S>());
+  }
+}
+
+// Panel of hidden units `unit ..` of a gate matrix [4H, depth]: vector v holds gate v.
+template <class T, class S>
+CUSTOMLSTM_NOINLINE void pack_gates(const T* w, int64_t hidden, int64_t depth, int64_t unit, S* panel) {
   for (int v = 0; v < kPanelVectors; ++v) {
-    for (int lane = 0; lane < Vec<S>::kLanes; ++lane) {
-      S* to = panel + v * Vec<S>::kLanes + lane;
-      if (unit + lane < hidden) {
-        const T* row = w + (v * hidden + unit + lane) * depth;
-        for (int64_t k = 0; k < depth; ++k) to[k * panel_width<S>()] = to_float(row[k]);
-      } else {
-        for (int64_t k = 0; k < depth; ++k) to[k * panel_width<S>()] = S(0);
-      }
-    }
+    pack_vector(w + v * hidden * depth, hidden, depth, unit, panel + v * Vec<S>::kLanes);
   }
 }
 
 // Panel of rows `first ..` of a matrix [n, depth], transposed: the columns of matrix^T.
 template <class T, class S>
-CUSTOMLSTM_INLINE void pack_transposed(const T* m, int64_t n, int64_t depth, int64_t first, S* panel) {
-  for (int64_t j = 0; j < panel_width<S>(); ++j) {
-    for (int64_t k = 0; k < depth; ++k) {
-      panel[k * panel_width<S>() + j] = first + j < n ? S(to_float(m[(first + j) * depth + k])) : S(0);
+CUSTOMLSTM_NOINLINE void pack_transposed(const T* m, int64_t n, int64_t depth, int64_t first, S* panel) {
+  for (int v = 0; v < kPanelVectors; ++v) {
+    pack_vector(m, n, depth, first + v * Vec<S>::kLanes, panel + v * Vec<S>::kLanes);
+  }
+}
+
+// out[r] = init + rows[r] . W^T, or out[r] += rows[r] . W^T, for units `unit ..` of a gate matrix [4H, depth] that is
+// read where it lies, a vector of each gate: the same sums in the same order as over a packed panel. Turning a square
+// of the matrix in registers costs about as much as packing it, so this is for weights that are used once or twice.
+template <class S, int R, class T>
+CUSTOMLSTM_NOINLINE void multiply_gates(const S* const (&rows)[R], const T* w, int64_t hidden, int64_t depth,
+                                        int64_t unit, const S* init, bool accumulate, S* out) {
+  constexpr int kLanes = Vec<S>::kLanes;
+  for (int v = 0; v < kPanelVectors; ++v) {
+    const T* gate = w + (v * hidden + unit) * depth;
+    Vec<S> sum[R];
+    for (int r = 0; r < R; ++r) sum[r] = init ? Vec<S>::load(init + v * kLanes) : Vec<S>::broadcast(S(0));
+    for (int64_t k = 0; k < depth;) {
+      const int64_t end = min64(depth, k + kSumBlock);
+      Vec<S> part[R];
+      for (int r = 0; r < R; ++r) part[r] = Vec<S>::broadcast(S(0));
+      for (; k + kLanes <= end; k += kLanes) {
+        Vec<S> columns[kLanes];
+        load_columns(gate + k, depth, hidden - unit, kLanes, columns);
+#pragma GCC unroll 16
+        for (int j = 0; j < kLanes; ++j)
+          for (int r = 0; r < R; ++r) part[r] = fma(Vec<S>::broadcast(rows[r][k + j]), columns[j], part[r]);
+      }
+      if (k < end) {
+        Vec<S> columns[kLanes];
+        load_columns(gate + k, depth, hidden - unit, end - k, columns);
+        for (int j = 0; k < end; ++k, ++j)
+          for (int r = 0; r < R; ++r) part[r] = fma(Vec<S>::broadcast(rows[r][k]), columns[j], part[r]);
+      }
+      for (int r = 0; r < R; ++r) sum[r] = sum[r] + part[r];
+    }
+    for (int r = 0; r < R; ++r) {
+      S* to = out + r * panel_width<S>() + v * kLanes;
+      if (accumulate) sum[r] = sum[r] + Vec<S>::load(to);
+      sum[r].store(to);
     }
   }
 }
@@ -163,15 +200,13 @@ CUSTOMLSTM_NOINLINE void multiply_rows(const S* const* rows, int64_t count, cons
   for (int64_t k0 = 0; k0 < depth || k0 == 0; k0 += kDepthBlock) {
     const int64_t kc = min64(kDepthBlock, depth - k0);
     for (int64_t i = 0; i < count; i += kTileRows) {
-#define CUSTOMLSTM_CALL(R)                                              \
-  {                                                                     \
-    Tile<S, R> tile;                                                    \
-    const S* a[R];                                                      \
-    for (int r = 0; r < R; ++r) a[r] = rows[i + r] + k0;                \
-    tile.zero();                                                        \
-    tile.multiply(a, panel + k0 * panel_width<S>(), kc);                \
-    if (accumulate || k0 > 0) tile.add(out + i * out_stride, out_stride); \
-    tile.store(out + i * out_stride, out_stride);                       \
+#define CUSTOMLSTM_CALL(R)                                                                                    \
+  {                                                                                                           \
+    const S* a[R];                                                                                            \
+    for (int r = 0; r < R; ++r) a[r] = rows[i + r] + k0;                                                      \
+    S* to = out + i * out_stride;                                                                             \
+    const typename Tile<S, R>::Ends ends = {accumulate || k0 > 0 ? to : nullptr, out_stride, nullptr, 0};     \
+    Tile<S, R>::template multiply<kSumBlock>(a, 1, panel + k0 * panel_width<S>(), kc, ends, to, out_stride);  \
   }
       CUSTOMLSTM_WITH_ROWS(min64(kTileRows, count - i), CUSTOMLSTM_CALL)
 #undef CUSTOMLSTM_CALL

@@ -2,15 +2,16 @@
 // whose depth is all rows of the call). Each thread owns its part of the result, so there is nothing to reduce
 // between threads and their number changes no bit.
 
-// The rows within their sequence's length, in order of time.
+// The rows within their sequence's length, in order of time; those of time t begin at begin[t].
 struct RowList {
   int64_t* time;
   int64_t* column;
-  int64_t count;
+  int64_t* begin;   // [T + 1]
 
   void fill(const Geometry& g) const {
     int64_t n = 0;
     for (int64_t t = 0; t < g.steps; ++t) {
+      begin[t] = n;
       for (int64_t b = 0; b < g.batch; ++b) {
         if (g.lengths[b] <= t) continue;
         time[n] = t;
@@ -18,6 +19,36 @@ struct RowList {
         ++n;
       }
     }
+    begin[g.steps] = n;
+  }
+};
+
+// The gradients of the pre-activations are never there for all steps at once, which would be as much memory as all
+// that forward saved. Backward goes over the steps in blocks: the recurrence of a block, then the products over its
+// rows, while these are in cache. In direction 0 blocks are counted from the last time, in direction 1 from the first.
+template <class S>
+struct StepBlocks {
+  int64_t steps;          // of one block, but the last
+  S* grad_gates;          // [rows of a block, D, kGates, H]
+  S* grad_hidden_state;   // [rows of a block, D, P] when projecting: gradient of h
+  int64_t index;
+
+  CUSTOMLSTM_INLINE int64_t count(const Geometry& g) const { return ceil_div(g.steps, steps); }
+  // Times begin .. end - 1.
+  CUSTOMLSTM_INLINE Range times(const Geometry& g, int64_t direction) const {
+    const int64_t begin = index * steps, end = min64(g.steps, begin + steps);
+    if (direction == 0) return {g.steps - end, g.steps - begin};
+    return {begin, end};
+  }
+  // Position of a row in the arrays above.
+  CUSTOMLSTM_INLINE int64_t at(const Geometry& g, int64_t direction, int64_t t, int64_t column) const {
+    const int64_t row = g.step_row[t] + column - g.step_row[times(g, direction).begin];
+    return row * g.directions + direction;
+  }
+  // Whether a row of this block and direction had its part of the input's gradient from the other direction before.
+  CUSTOMLSTM_INLINE bool comes_second(const Geometry& g, int64_t direction, int64_t t) const {
+    if (g.directions == 1) return false;
+    return direction == 0 ? t / steps < index : (g.steps - 1 - t) / steps <= index;
   }
 };
 
@@ -43,37 +74,31 @@ struct GradientScratch {
   }
 };
 
-// R rows of a weight gradient times one panel of columns; a panel that sticks out is read and written in part.
-template <class S>
-CUSTOMLSTM_INLINE Vec<S> load_part(const S* row, int64_t at, int64_t count) {
-  if (at >= count) return Vec<S>::broadcast(S(0));
-  return load_as<S>(row + at, int(min64(Vec<S>::kLanes, count - at)));
-}
-
+// R rows of a weight gradient: the sum over `depth` rows of the call of factors [depth][R] times panel [depth], a panel
+// of columns. One that sticks out of the gradient is computed whole and written in part.
 template <class S, int R>
 CUSTOMLSTM_NOINLINE void outer_tile(const S* factors, const S* panel, int64_t depth, S* to, int64_t stride,
-                                           int64_t count, bool accumulate) {
-  constexpr int kLanes = Vec<S>::kLanes;
-  constexpr int64_t kWidth = kPanelVectors * kLanes;
-  Tile<S, R> tile;
-  tile.zero();
-  tile.multiply_packed(factors, panel, depth);
-  if (accumulate && count == kWidth) {
-    tile.add(to, stride);
-  } else if (accumulate) {
+                                    int64_t count, bool accumulate) {
+  constexpr int64_t kWidth = panel_width<S>();
+  const S* columns[R];
+  for (int r = 0; r < R; ++r) columns[r] = factors + r;
+  if (count == kWidth) {
+    const typename Tile<S, R>::Ends ends = {nullptr, 0, accumulate ? to : nullptr, stride};
+    // More than one block passes through memory, which must not be the sum that is added last.
+    alignas(64) S out[R * kWidth];
+    Tile<S, R>::template multiply<kGradientSumBlock>(columns, R, panel, depth, ends, out, kWidth);
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < kPanelVectors; ++v)
-        tile.acc[r][v] = tile.acc[r][v] + load_part(to + r * stride, v * kLanes, count);
-  }
-  if (count == kWidth) {
-    tile.store(to, stride);
+        Vec<S>::load(out + r * kWidth + v * Vec<S>::kLanes).store(to + r * stride + v * Vec<S>::kLanes);
     return;
   }
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < kPanelVectors; ++v)
-      if (v * kLanes < count) {
-        store_as(tile.acc[r][v], to + r * stride + v * kLanes, int(min64(kLanes, count - v * kLanes)));
-      }
+  alignas(64) S out[R * kWidth];
+  Tile<S, R>::template multiply<kGradientSumBlock>(columns, R, panel, depth, {nullptr, 0, nullptr, 0}, out, kWidth);
+  for (int r = 0; r < R; ++r) {
+    for (int64_t n = 0; n < count; ++n) {
+      to[r * stride + n] = accumulate ? to[r * stride + n] + out[r * kWidth + n] : out[r * kWidth + n];
+    }
+  }
 }
 
 template <class T, class Cell>
@@ -86,79 +111,108 @@ struct Gradients {
   const BackwardParams& p;
   const RowList& list;
   const GradientScratch<S>& scratch;
+  const StepBlocks<S>& blocks;
   int rank, size;
 
   CUSTOMLSTM_INLINE const S* gate_row(int64_t n, int64_t d) const {
-    const Geometry& g = p.g;
-    const int64_t row = g.step_row[list.time[n]] + list.column[n];
-    return static_cast<const S*>(p.grad_gates) + (row * g.directions + d) * Cell::kGates * g.hidden_size;
+    const int64_t at = blocks.at(p.g, d, list.time[n], list.column[n]);
+    return blocks.grad_gates + at * Cell::kGates * p.g.hidden_size;
+  }
+  // The rows of this block, as positions in the list.
+  CUSTOMLSTM_INLINE Range rows(int64_t d) const {
+    const Range times = blocks.times(p.g, d);
+    return {list.begin[times.begin], list.begin[times.end]};
   }
 
-  // dL/dx = sum over directions of dL/da . W_ih
-  void input(S* const* packed_w_ih) const {
+  // dL/dx = sum over directions of dL/da . W_ih, for the rows of this block in directions first .. last - 1, whose
+  // times must be the same.
+  void input(S* const* packed_w_ih, int64_t first_direction, int64_t last_direction) const {
     const Geometry& g = p.g;
     const int64_t depth = Cell::kGates * g.hidden_size, stride = padded<S>(g.input_size);
-    const Range blocks = share(ceil_div(list.count, kInputRows), rank, size);
-    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-      const int64_t first = block * kInputRows, count = min64(kInputRows, list.count - first);
-      for (int64_t d = 0; d < g.directions; ++d) {
+    const Range all = rows(first_direction);
+    const Range parts = share(ceil_div(all.end - all.begin, kInputRows), rank, size);
+    for (int64_t part = parts.begin; part < parts.end; ++part) {
+      const int64_t first = all.begin + part * kInputRows, count = min64(kInputRows, all.end - first);
+      for (int64_t d = first_direction; d < last_direction; ++d) {
         for (int64_t i = 0; i < count; ++i) scratch.rows[i] = gate_row(first + i, d);
         for (int64_t n = 0; n * kWidth < g.input_size; ++n) {
           multiply_rows(scratch.rows, count, packed_w_ih[d] + n * depth * kWidth, depth,
-                        scratch.grad_input + n * kWidth, stride, d > 0);
+                        scratch.grad_input + n * kWidth, stride, d > first_direction);
         }
       }
       for (int64_t i = 0; i < count; ++i) {
-        const int64_t row = g.step_row[list.time[first + i]] + list.column[first + i];
-        narrow(scratch.grad_input + i * stride, static_cast<T*>(p.grad_input) + row * g.input_size, g.input_size);
+        const int64_t t = list.time[first + i];
+        S* from = scratch.grad_input + i * stride;
+        T* to = static_cast<T*>(p.grad_input) + (g.step_row[t] + list.column[first + i]) * g.input_size;
+        if (last_direction - first_direction < g.directions && blocks.comes_second(g, first_direction, t)) {
+          for (int64_t k = 0; k < g.input_size; ++k) from[k] += S(to_float(to[k]));
+        }
+        narrow(from, to, g.input_size);
       }
     }
   }
 
+  // Adds this block's rows to the gradients of the weights of a direction; the first block sets them.
   void weights(int64_t d) const {
     const Geometry& g = p.g;
     const auto& to = p.grad_weights[d];
+    const Range all = rows(d);
+    const bool accumulate = any_before(d);
     if (to.w_ih || to.w_hh || to.bias) {
       const int64_t gate_rows = Cell::kGates * g.hidden_size;
       // Whole tiles, so that two threads never write one cache line's worth of factors for the other.
       const Range tiles = share(ceil_div(gate_rows, kTileRows), rank, size);
       const int64_t begin = tiles.begin * kTileRows, end = min64(tiles.end * kTileRows, gate_rows);
-      for (int64_t first = 0; first < list.count && begin < end; first += kWeightDepth) {
-        const int64_t depth = min64(kWeightDepth, list.count - first);
-        pack_factors(d, first, depth, begin, end, static_cast<S*>(to.bias));
-        if (to.w_ih) outer(d, Source::kInput, g.input_size, first, depth, begin, end, static_cast<S*>(to.w_ih));
-        if (to.w_hh) outer(d, Source::kHiddenState, g.output_size, first, depth, begin, end, static_cast<S*>(to.w_hh));
+      for (int64_t first = all.begin; first < all.end && begin < end; first += kWeightDepth) {
+        const int64_t depth = min64(kWeightDepth, all.end - first);
+        const Part part = {first, depth, begin, end, accumulate || first > all.begin};
+        pack_factors(d, part, static_cast<S*>(to.bias));
+        if (to.w_ih) outer(d, Source::kInput, g.input_size, part, static_cast<S*>(to.w_ih));
+        if (to.w_hh) outer(d, Source::kHiddenState, g.output_size, part, static_cast<S*>(to.w_hh));
       }
     }
     if (to.w_hr) {
       const Range tiles = share(ceil_div(g.output_size, kTileRows), rank, size);
       const int64_t begin = tiles.begin * kTileRows, end = min64(tiles.end * kTileRows, g.output_size);
-      for (int64_t first = 0; first < list.count && begin < end; first += kWeightDepth) {
-        const int64_t depth = min64(kWeightDepth, list.count - first);
-        pack_projection_factors(d, first, depth, begin, end);
-        outer(d, Source::kHidden, g.hidden_size, first, depth, begin, end, static_cast<S*>(to.w_hr));
+      for (int64_t first = all.begin; first < all.end && begin < end; first += kWeightDepth) {
+        const int64_t depth = min64(kWeightDepth, all.end - first);
+        const Part part = {first, depth, begin, end, accumulate || first > all.begin};
+        pack_projection_factors(d, part);
+        outer(d, Source::kHidden, g.hidden_size, part, static_cast<S*>(to.w_hr));
       }
     }
   }
 
+  // Rows first .. first + depth - 1 of the list, for the rows begin .. end - 1 of a gradient.
+  struct Part {
+    int64_t first, depth, begin, end;
+    bool accumulate;
+  };
+
+  // Whether a block before this one had rows of this direction: then the gradients hold their sum.
+  CUSTOMLSTM_INLINE bool any_before(int64_t d) const {
+    const Range times = blocks.times(p.g, d);
+    return d == 0 ? list.begin[p.g.steps] > list.begin[times.end] : list.begin[times.begin] > 0;
+  }
+
   // The factors of kTileRows gate rows side by side: read along a row they would lie a power of two apart, all in the
   // same few sets of the cache. The bias gradient is their sum, taken on the way.
-  void pack_factors(int64_t d, int64_t first, int64_t depth, int64_t begin, int64_t end, S* bias) const {
-    for (int64_t k = 0; k < depth; ++k) {
-      const S* from = gate_row(first + k, d);
-      pack_factor_row(from, k, begin, end);
+  void pack_factors(int64_t d, const Part& part, S* bias) const {
+    for (int64_t k = 0; k < part.depth; ++k) {
+      const S* from = gate_row(part.first + k, d);
+      pack_factor_row(from, k, part.begin, part.end);
       if (!bias) continue;
       if (k == 0) {
-        for (int64_t m = begin; m < end; ++m) scratch.row[m] = from[m];
+        for (int64_t m = part.begin; m < part.end; ++m) scratch.row[m] = from[m];
       } else {
-        for (int64_t m = begin; m < end; ++m) scratch.row[m] += from[m];
+        for (int64_t m = part.begin; m < part.end; ++m) scratch.row[m] += from[m];
       }
     }
     if (!bias) return;
-    if (first == 0) {
-      for (int64_t m = begin; m < end; ++m) bias[m] = scratch.row[m];
+    if (!part.accumulate) {
+      for (int64_t m = part.begin; m < part.end; ++m) bias[m] = scratch.row[m];
     } else {
-      for (int64_t m = begin; m < end; ++m) bias[m] += scratch.row[m];
+      for (int64_t m = part.begin; m < part.end; ++m) bias[m] += scratch.row[m];
     }
   }
 
@@ -170,12 +224,10 @@ struct Gradients {
     }
   }
 
-  void pack_projection_factors(int64_t d, int64_t first, int64_t depth, int64_t begin, int64_t end) const {
-    const Geometry& g = p.g;
-    for (int64_t k = 0; k < depth; ++k) {
-      const int64_t row = g.step_row[list.time[first + k]] + list.column[first + k];
-      pack_factor_row(static_cast<const S*>(p.grad_hidden_state) + (row * g.directions + d) * g.output_size, k, begin,
-                      end);
+  void pack_projection_factors(int64_t d, const Part& part) const {
+    for (int64_t k = 0; k < part.depth; ++k) {
+      const int64_t at = blocks.at(p.g, d, list.time[part.first + k], list.column[part.first + k]);
+      pack_factor_row(blocks.grad_hidden_state + at * p.g.output_size, k, part.begin, part.end);
     }
   }
 
@@ -207,16 +259,18 @@ struct Gradients {
     }
   }
 
-  // grad[m][n] (+)= sum over rows of factor[m] * source[n], for m in begin .. end - 1.
-  void outer(int64_t d, Source source, int64_t columns, int64_t first, int64_t depth, int64_t begin, int64_t end,
-             S* grad) const {
+  // grad[m][n] (+)= sum over rows of factor[m] * source[n].
+  void outer(int64_t d, Source source, int64_t columns, const Part& part, S* grad) const {
     for (int64_t n = 0; n < columns; n += kWidth) {
-      for (int64_t k = 0; k < depth; ++k) pack_source(source, d, first + k, columns, n, scratch.panel + k * kWidth);
-      for (int64_t m = begin; m < end; m += kTileRows) {
-        const S* factors = scratch.factors + (m - begin) * kWeightDepth;
+      for (int64_t k = 0; k < part.depth; ++k) {
+        pack_source(source, d, part.first + k, columns, n, scratch.panel + k * kWidth);
+      }
+      for (int64_t m = part.begin; m < part.end; m += kTileRows) {
+        const S* factors = scratch.factors + (m - part.begin) * kWeightDepth;
         S* to = grad + m * columns + n;
-#define CUSTOMLSTM_CALL(R) outer_tile<S, R>(factors, scratch.panel, depth, to, columns, min64(kWidth, columns - n), first > 0)
-        CUSTOMLSTM_WITH_ROWS(min64(kTileRows, end - m), CUSTOMLSTM_CALL)
+#define CUSTOMLSTM_CALL(R) \
+  outer_tile<S, R>(factors, scratch.panel, part.depth, to, columns, min64(kWidth, columns - n), part.accumulate)
+        CUSTOMLSTM_WITH_ROWS(min64(kTileRows, part.end - m), CUSTOMLSTM_CALL)
 #undef CUSTOMLSTM_CALL
       }
     }

@@ -12,11 +12,13 @@
 namespace customlstm {
 
 // How the work is divided (plan.h decides). Sequences are dealt into `groups`; with `share_units` there is one group
-// and the whole team works on each step, every thread on its own hidden units.
+// and the whole team works on each step, every thread on its own hidden units. With `in_place` forward reads the
+// weights of the gates where they are instead of packing them.
 struct Plan {
   int32_t threads;
   int32_t groups;
   bool share_units;
+  bool in_place;
 };
 
 // The sizes of one layer and where its rows lie. A row is one sequence at one step; its number is
@@ -81,8 +83,6 @@ struct BackwardParams {
   const void* grad_h_n;       // T [D, B, P] or null
   const void* grad_c_n;       // T [D, B, H] or null
   const void* grad_c_all;     // S [rows, D * H] or null
-  void* grad_gates;           // S [rows, D, kGates, H] scratch: gradient of the pre-activations
-  void* grad_hidden_state;    // S [rows, D, P] scratch when projecting: gradient of h
   void* grad_input;           // T [rows, L] or null: not wanted
   void* grad_h_0;             // T or null
   void* grad_c_0;

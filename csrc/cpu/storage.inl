@@ -95,6 +95,42 @@ CUSTOMLSTM_INLINE void store_as(const Vec<S>& x, T* p, int n) {
     for (int k = 0; k < n; ++k) from_float(lanes[k], p + k);
   }
 }
+// Without conversion a whole vector is one instruction, and with AVX-512 a part of one is, too.
+template <class S>
+CUSTOMLSTM_INLINE void store_part(const Vec<S>& x, S* p, int n) {
+  S lanes[Vec<S>::kLanes];
+  x.store(lanes);
+  for (int k = 0; k < n; ++k) p[k] = lanes[k];
+}
+template <class S>
+CUSTOMLSTM_INLINE Vec<S> load_first(const S* p, int n) {
+  S lanes[Vec<S>::kLanes];
+  for (int k = 0; k < Vec<S>::kLanes; ++k) lanes[k] = k < n ? p[k] : S(0);
+  return Vec<S>::load(lanes);
+}
+#if CUSTOMLSTM_VECTOR_BYTES == 64
+CUSTOMLSTM_INLINE void store_part(const Vec<float>& x, float* p, int n) {
+  _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)x.v);
+}
+CUSTOMLSTM_INLINE void store_part(const Vec<double>& x, double* p, int n) {
+  _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), (__m512d)x.v);
+}
+CUSTOMLSTM_INLINE Vec<float> load_first(const float* p, int n) {
+  return {(Vec<float>::Native)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p)};
+}
+CUSTOMLSTM_INLINE Vec<double> load_first(const double* p, int n) {
+  return {(Vec<double>::Native)_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p)};
+}
+#endif
+template <class S>
+CUSTOMLSTM_INLINE void store_as(const Vec<S>& x, S* p, int n) {
+  if (n == Vec<S>::kLanes) {
+    x.store(p);
+  } else {
+    store_part(x, p, n);
+  }
+}
+
 template <class S, class T>
 CUSTOMLSTM_INLINE Vec<S> load_as(const T* p, int n) {
   S lanes[Vec<S>::kLanes];
@@ -104,4 +140,29 @@ CUSTOMLSTM_INLINE Vec<S> load_as(const T* p, int n) {
     for (int k = 0; k < Vec<S>::kLanes; ++k) lanes[k] = k < n ? to_float(p[k]) : S(0);
   }
   return Vec<S>::load(lanes);
+}
+template <>
+CUSTOMLSTM_INLINE Vec<float> load_as<float, float>(const float* p, int n) {
+  return n == Vec<float>::kLanes ? Vec<float>::load(p) : load_first(p, n);
+}
+template <>
+CUSTOMLSTM_INLINE Vec<double> load_as<double, double>(const double* p, int n) {
+  return n == Vec<double>::kLanes ? Vec<double>::load(p) : load_first(p, n);
+}
+
+// A square of a matrix whose rows lie `stride` apart, as columns: columns[k] holds value k of every row. Rows and
+// columns beyond the end are zero.
+template <class T, class S>
+CUSTOMLSTM_INLINE void load_columns(const T* from, int64_t stride, int64_t rows, int64_t width,
+                                    Vec<S> (&columns)[Vec<S>::kLanes]) {
+  constexpr int n = Vec<S>::kLanes;
+  if (rows >= n && width >= n) {
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) columns[i] = load_as<S>(from + i * stride, n);
+  } else {
+    for (int i = 0; i < n; ++i) {
+      columns[i] = i < rows ? load_as<S>(from + i * stride, width < n ? int(width) : n) : Vec<S>::broadcast(S(0));
+    }
+  }
+  transpose(columns);
 }

@@ -67,6 +67,45 @@ CUSTOMLSTM_INLINE Vec<S> fma(const Vec<S>& a, const Vec<S>& b, const Vec<S>& c) 
 }
 #endif
 
+// The smaller or larger of a bound and x; a NaN in x goes through. The instructions return their second operand for a
+// NaN, which GCC may not assume of a comparison and a selection.
+template <class S>
+CUSTOMLSTM_INLINE Vec<S> at_most(const Vec<S>& bound, const Vec<S>& x) {
+  return select_gt(x, bound, bound, x);
+}
+template <class S>
+CUSTOMLSTM_INLINE Vec<S> at_least(const Vec<S>& bound, const Vec<S>& x) {
+  return select_gt(bound, x, bound, x);
+}
+// a / b for b of size 1 to the largest exp().
+template <class S>
+CUSTOMLSTM_INLINE Vec<S> divide(const Vec<S>& a, const Vec<S>& b) {
+  return a / b;
+}
+#if CUSTOMLSTM_HAS_FMA && CUSTOMLSTM_VECTOR_BYTES == 64
+// With a mask of all lanes, because GCC 12 warns of its own header in the forms without one.
+constexpr __mmask16 kAllLanes = 0xffff;
+CUSTOMLSTM_INLINE Vec<float> at_most(const Vec<float>& bound, const Vec<float>& x) {
+  return {(Vec<float>::Native)_mm512_maskz_min_ps(kAllLanes, (__m512)bound.v, (__m512)x.v)};
+}
+CUSTOMLSTM_INLINE Vec<float> at_least(const Vec<float>& bound, const Vec<float>& x) {
+  return {(Vec<float>::Native)_mm512_maskz_max_ps(kAllLanes, (__m512)bound.v, (__m512)x.v)};
+}
+// Half of the time of a division: an estimate to 14 bits, and its remainder, which is exact, divided by estimate again.
+CUSTOMLSTM_INLINE Vec<float> divide(const Vec<float>& a, const Vec<float>& b) {
+  const Vec<float> y = {(Vec<float>::Native)_mm512_maskz_rcp14_ps(kAllLanes, (__m512)b.v)};
+  const Vec<float> q = a * y;
+  return fma(fma(-b, q, a), y, q);
+}
+#elif CUSTOMLSTM_HAS_FMA && CUSTOMLSTM_VECTOR_BYTES == 32
+CUSTOMLSTM_INLINE Vec<float> at_most(const Vec<float>& bound, const Vec<float>& x) {
+  return {(Vec<float>::Native)_mm256_min_ps((__m256)bound.v, (__m256)x.v)};
+}
+CUSTOMLSTM_INLINE Vec<float> at_least(const Vec<float>& bound, const Vec<float>& x) {
+  return {(Vec<float>::Native)_mm256_max_ps((__m256)bound.v, (__m256)x.v)};
+}
+#endif
+
 template <class S>
 CUSTOMLSTM_INLINE Vec<S> abs(const Vec<S>& a) {
   typedef typename Vec<S>::Mask M;
@@ -79,6 +118,64 @@ CUSTOMLSTM_INLINE Vec<S> copysign(const Vec<S>& magnitude, const Vec<S>& sign_of
   const M sign = (M)Vec<S>::broadcast(S(-0.0)).v;
   return {(typename Vec<S>::Native)(((M)magnitude.v & ~sign) | ((M)sign_of.v & sign))};
 }
+
+// The halves of two vectors, lane by lane: {a0, b0, a1, b1, ...} of the lower or the upper ones.
+#if defined(__GNUC__) && !defined(__clang__)
+template <class S, int N>
+struct Interleave;
+#define CUSTOMLSTM_LOW_2 0, 2
+#define CUSTOMLSTM_HIGH_2 1, 3
+#define CUSTOMLSTM_LOW_4 0, 4, 1, 5
+#define CUSTOMLSTM_HIGH_4 2, 6, 3, 7
+#define CUSTOMLSTM_LOW_8 0, 8, 1, 9, 2, 10, 3, 11
+#define CUSTOMLSTM_HIGH_8 4, 12, 5, 13, 6, 14, 7, 15
+#define CUSTOMLSTM_LOW_16 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define CUSTOMLSTM_HIGH_16 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+// __builtin_shuffle wants its mask as a constant where the instruction set has no shuffle by a variable one.
+#define CUSTOMLSTM_INTERLEAVE(N)                                                                                \
+  template <class S>                                                                                            \
+  struct Interleave<S, N> {                                                                                     \
+    typedef typename Vec<S>::Mask M;                                                                            \
+    static CUSTOMLSTM_INLINE Vec<S> low(const Vec<S>& a, const Vec<S>& b) {                                     \
+      return {__builtin_shuffle(a.v, b.v, (M){CUSTOMLSTM_LOW_##N})};                                            \
+    }                                                                                                           \
+    static CUSTOMLSTM_INLINE Vec<S> high(const Vec<S>& a, const Vec<S>& b) {                                    \
+      return {__builtin_shuffle(a.v, b.v, (M){CUSTOMLSTM_HIGH_##N})};                                           \
+    }                                                                                                           \
+  };
+CUSTOMLSTM_INTERLEAVE(2)
+CUSTOMLSTM_INTERLEAVE(4)
+CUSTOMLSTM_INTERLEAVE(8)
+CUSTOMLSTM_INTERLEAVE(16)
+#undef CUSTOMLSTM_INTERLEAVE
+
+// m[i] lane j becomes m[j] lane i: as many perfect shuffles of the whole square as a vector's lanes can be halved.
+template <class S>
+CUSTOMLSTM_INLINE void transpose(Vec<S> (&m)[Vec<S>::kLanes]) {
+  constexpr int n = Vec<S>::kLanes;
+#pragma GCC unroll 4
+  for (int round = 1; round < n; round *= 2) {
+    Vec<S> next[n];
+#pragma GCC unroll 16
+    for (int i = 0; i < n / 2; ++i) {
+      next[2 * i] = Interleave<S, n>::low(m[i], m[i + n / 2]);
+      next[2 * i + 1] = Interleave<S, n>::high(m[i], m[i + n / 2]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) m[i] = next[i];
+  }
+}
+#else
+template <class S>
+CUSTOMLSTM_INLINE void transpose(Vec<S> (&m)[Vec<S>::kLanes]) {
+  constexpr int n = Vec<S>::kLanes;
+  S rows[n][n], columns[n][n];
+  for (int i = 0; i < n; ++i) m[i].store(rows[i]);
+  for (int i = 0; i < n; ++i)
+    for (int j = 0; j < n; ++j) columns[i][j] = rows[j][i];
+  for (int i = 0; i < n; ++i) m[i] = Vec<S>::load(columns[i]);
+}
+#endif
 
 // R vectors that go through the same operations: the rows of one tile. Cells are written for any value type; with
 // this one the branch on the activation is taken once per tile, and R independent chains hide latencies.

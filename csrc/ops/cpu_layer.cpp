@@ -2,6 +2,7 @@
 
 #include "../cpu/plan.h"
 #include "dealt_sequences.h"
+#include "scratch.h"
 
 namespace customlstm {
 
@@ -9,8 +10,6 @@ namespace {
 
 using torch::stable::new_empty;
 using torch::stable::new_zeros;
-
-constexpr int64_t kAlignment = 64;
 
 Geometry geometry(const LayerCall& call) {
   Geometry g = {};
@@ -55,12 +54,9 @@ class Call : public LayerCall {
     size_t row = 1;
     for (const int64_t size : last) row *= static_cast<size_t>(size);
     Tensor tensor = new_empty(arguments.input, rows_shape(last), dtype);
+    advise_large_pages(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
     dealt.zero_padding(tensor.mutable_data_ptr(), row * tensor.element_size());
     return tensor;
-  }
-
-  Tensor workspace(size_t bytes) const {
-    return new_empty(arguments.input, {static_cast<int64_t>(bytes) + kAlignment}, ScalarType::Byte);
   }
 
   Geometry g;
@@ -73,11 +69,6 @@ class Call : public LayerCall {
     return a;
   }
 };
-
-void* align(const Tensor& workspace) {
-  const uintptr_t at = reinterpret_cast<uintptr_t>(workspace.mutable_data_ptr());
-  return reinterpret_cast<void*>((at + kAlignment - 1) / kAlignment * kAlignment);
-}
 
 template <class Params>
 struct Launch {
@@ -123,8 +114,8 @@ LayerResult cpu_layer_forward(const LayerArguments& a, int64_t save) {
   p.gates = save == 2 ? gates.mutable_data_ptr() : nullptr;
   p.hidden = keep_hidden ? hidden.mutable_data_ptr() : nullptr;
   const int type = static_cast<int>(call.type), cell = static_cast<int>(call.cell.kind());
-  const Tensor workspace = call.workspace(kernels().forward_workspace[type][cell](p));
-  p.workspace = align(workspace);
+  const Scratch workspace(kernels().forward_workspace[type][cell](p));
+  p.workspace = workspace.data();
   run(kernels().forward[type][cell], p);
   return {output, h_n, c_n, c_all, gates, hidden};
 }
@@ -163,11 +154,6 @@ LayerGradients cpu_layer_backward(const LayerArguments& a, const SavedTensors& s
   p.grad_input = needs[0] ? grad_input.mutable_data_ptr() : nullptr;
   p.grad_h_0 = needs[1] ? grad_h_0.mutable_data_ptr() : nullptr;
   p.grad_c_0 = needs[2] ? grad_c_0.mutable_data_ptr() : nullptr;
-  const Tensor grad_gates = new_empty(a.input, {call.size.rows, kGates * call.hidden_width()}, saved_type);
-  p.grad_gates = grad_gates.mutable_data_ptr();
-  const Tensor grad_hidden_state =
-      new_empty(a.input, {g.projection ? call.size.rows * call.output_width() : 0}, saved_type);
-  p.grad_hidden_state = grad_hidden_state.mutable_data_ptr();
 
   // Weight gradients are summed in the accumulation type; both biases have the same one.
   const bool nothing_summed = g.valid_rows == 0;
@@ -191,8 +177,8 @@ LayerGradients cpu_layer_backward(const LayerArguments& a, const SavedTensors& s
   }
 
   const int type = static_cast<int>(call.type), cell = static_cast<int>(call.cell.kind());
-  const Tensor workspace = call.workspace(kernels().backward_workspace[type][cell](p));
-  p.workspace = align(workspace);
+  const Scratch workspace(kernels().backward_workspace[type][cell](p));
+  p.workspace = workspace.data();
   run(kernels().backward[type][cell], p);
 
   for (int64_t d = 0; g.bias && d < g.directions; ++d) {
