@@ -131,19 +131,43 @@ struct Forward {
   static CUSTOMLSTM_INLINE int64_t output_panels(const Geometry& g) { return ceil_div(g.output_size, kWidth); }
   static CUSTOMLSTM_INLINE int64_t chunk_rows(const Geometry& g) { return kChunkRows + min64(kBlockRows, g.batch); }
 
-  // The input where the tiles can read it themselves.
-  static CUSTOMLSTM_INLINE const S* direct_input(const ForwardParams& p) {
-    return sizeof(T) == sizeof(S) && p.g.input_feature_stride == 1 ? static_cast<const S*>(p.input) : nullptr;
+  static CUSTOMLSTM_INLINE bool packs(WeightAccess access) { return access == WeightAccess::kPacked; }
+
+  // A block of units of a gate matrix that is read where it lies.
+  struct InPlace {
+    WeightAccess access;
+    const T* matrix;
+    int64_t hidden, depth, unit;
+  };
+  template <int R>
+  static CUSTOMLSTM_INLINE void multiply_in_place(const InPlace& w, const S* const* rows, const S* init,
+                                                  bool accumulate, S* out) {
+    const S* factors[R];
+    for (int r = 0; r < R; ++r) factors[r] = rows[r];
+    if (w.access == WeightAccess::kAlongRows) {
+      dot_gates(factors, w.matrix, w.hidden, w.depth, w.unit, init, accumulate, out);
+    } else {
+      multiply_gates(factors, w.matrix, w.hidden, w.depth, w.unit, init, accumulate, out);
+    }
   }
+
+  // The input where the tiles can read it themselves. Along rows, its own would often lie a power of two apart.
+  static CUSTOMLSTM_INLINE const S* direct_input(const ForwardParams& p) {
+    const bool direct = sizeof(T) == sizeof(S) && p.g.input_feature_stride == 1 &&
+                        p.plan.w_ih != WeightAccess::kAlongRows;
+    return direct ? static_cast<const S*>(p.input) : nullptr;
+  }
+  static CUSTOMLSTM_INLINE int64_t x_stride(const Geometry& g) { return padded<S>(g.input_size) + kLanes; }
 
   static size_t layout(const ForwardParams& p, int rank, char* base, Workspace& w) {
     const Geometry& g = p.g;
     Arena arena = {base, 0};
-    w.h_stride = padded<S>(g.output_size);
+    // One cache line more, because rows a power of two apart would all lie in the same few sets of the cache.
+    w.h_stride = padded<S>(g.output_size) + kLanes;
     w.c_stride = padded<S>(g.hidden_size);
     for (int64_t d = 0; d < g.directions; ++d) {
-      w.w_ih[d] = arena.take<S>(p.plan.in_place ? 0 : unit_blocks(g) * g.input_size * kWidth);
-      w.w_hh[d] = arena.take<S>(p.plan.in_place ? 0 : unit_blocks(g) * g.output_size * kWidth);
+      w.w_ih[d] = arena.take<S>(packs(p.plan.w_ih) ? unit_blocks(g) * g.input_size * kWidth : 0);
+      w.w_hh[d] = arena.take<S>(packs(p.plan.w_hh) ? unit_blocks(g) * g.output_size * kWidth : 0);
       w.bias[d] = arena.take<S>(unit_blocks(g) * kWidth);
       w.w_hr[d] = arena.take<S>(g.projection ? output_panels(g) * g.hidden_size * kWidth : 0);
     }
@@ -153,7 +177,7 @@ struct Forward {
     w.c = arena.take<S>(rows * w.c_stride);
     w.projecting = arena.take<S>(g.projection ? rows * w.c_stride : 0);
     for (int thread = 0; thread < p.plan.threads; ++thread) {
-      S* x = arena.take<S>(direct_input(p) ? 0 : chunk_rows(g) * g.input_size);
+      S* x = arena.take<S>(direct_input(p) ? 0 : chunk_rows(g) * x_stride(g));
       const S** x_rows = arena.take<const S*>(chunk_rows(g));
       S* gates_x = arena.take<S>(chunk_rows(g) * unit_blocks(g) * kWidth);
       if (thread == rank) {
@@ -192,9 +216,11 @@ struct Forward {
       const DirectionWeights& from = p.weights[d];
       const Range units = share(unit_blocks(g), rank, size);
       for (int64_t u = units.begin; u < units.end; ++u) {
-        if (!p.plan.in_place) {
+        if (packs(p.plan.w_ih)) {
           pack_gates(static_cast<const T*>(from.w_ih), g.hidden_size, g.input_size, u * kLanes,
                      w.w_ih[d] + u * g.input_size * kWidth);
+        }
+        if (packs(p.plan.w_hh)) {
           pack_gates(static_cast<const T*>(from.w_hh), g.hidden_size, g.output_size, u * kLanes,
                      w.w_hh[d] + u * g.output_size * kWidth);
         }
@@ -307,7 +333,7 @@ struct Forward {
         if (direct_input(p)) {
           w.x_rows[row] = direct_input(p) + at;
         } else {
-          S* x = w.x + row * g.input_size;
+          S* x = w.x + row * x_stride(g);
           widen(static_cast<const T*>(p.input) + at, g.input_feature_stride, x, g.input_size);
           w.x_rows[row] = x;
         }
@@ -317,15 +343,11 @@ struct Forward {
       const S* panel = w.w_ih[job.direction] + u * g.input_size * kWidth;
       const S* bias = w.bias[job.direction] + u * kWidth;
       S* out = w.gates_x + u * rows * kWidth;
-      if (p.plan.in_place) {
-        const T* weights = static_cast<const T*>(p.weights[job.direction].w_ih);
+      if (!packs(p.plan.w_ih)) {
+        const T* matrix = static_cast<const T*>(p.weights[job.direction].w_ih);
+        const InPlace in_place = {p.plan.w_ih, matrix, g.hidden_size, g.input_size, u * kLanes};
         for (int64_t i = 0; i < rows; i += kTileRows) {
-#define CUSTOMLSTM_CALL(R)                                                                                   \
-  {                                                                                                          \
-    const S* x[R];                                                                                           \
-    for (int r = 0; r < R; ++r) x[r] = w.x_rows[i + r];                                                      \
-    multiply_gates(x, weights, g.hidden_size, g.input_size, u * kLanes, bias, false, out + i * kWidth);      \
-  }
+#define CUSTOMLSTM_CALL(R) multiply_in_place<R>(in_place, w.x_rows + i, bias, false, out + i * kWidth)
           CUSTOMLSTM_WITH_ROWS(min64(kTileRows, rows - i), CUSTOMLSTM_CALL)
 #undef CUSTOMLSTM_CALL
         }
@@ -359,21 +381,21 @@ struct Forward {
                         int64_t i0, int64_t count, S* gates_x, int64_t chunk) {
     const Geometry& g = p.g;
     const int64_t t = job.time(step), parity = step & 1;
-    const int64_t depth = p.plan.in_place ? 0 : g.output_size;
-    for (int64_t u = units.begin; u < units.end; ++u) {
+    const int64_t depth = packs(p.plan.w_hh) ? g.output_size : 0;
+    for (int64_t n = 0; n < units.end - units.begin; ++n) {
+      // To and fro: what the last step read last is still in the core's own cache.
+      const int64_t u = step % 2 == 0 ? units.begin + n : units.end - 1 - n;
       const S* panel = w.w_hh[job.direction] + u * depth * kWidth;
       S* from = gates_x + u * chunk * kWidth;
-      if (p.plan.in_place) {
-        const T* weights = static_cast<const T*>(p.weights[job.direction].w_hh);
+      if (!packs(p.plan.w_hh)) {
+        const T* matrix = static_cast<const T*>(p.weights[job.direction].w_hh);
+        const InPlace in_place = {p.plan.w_hh, matrix, g.hidden_size, g.output_size, u * kLanes};
         for (int64_t i = 0; i < count; i += kTileRows) {
-#define CUSTOMLSTM_CALL(R)                                                                                        \
-  {                                                                                                               \
-    const S* h[R];                                                                                                \
-    for (int r = 0; r < R; ++r) h[r] = w.h_row(g, job, parity, i0 + i + r);                                       \
-    multiply_gates(h, weights, g.hidden_size, g.output_size, u * kLanes, static_cast<const S*>(nullptr), true,    \
-                   from + i * kWidth);                                                                            \
-  }
-          CUSTOMLSTM_WITH_ROWS(min64(kTileRows, count - i), CUSTOMLSTM_CALL)
+          const S* h[kTileRows];
+          const int64_t rows = min64(kTileRows, count - i);
+          for (int64_t r = 0; r < rows; ++r) h[r] = w.h_row(g, job, parity, i0 + i + r);
+#define CUSTOMLSTM_CALL(R) multiply_in_place<R>(in_place, h, static_cast<const S*>(nullptr), true, from + i * kWidth)
+          CUSTOMLSTM_WITH_ROWS(rows, CUSTOMLSTM_CALL)
 #undef CUSTOMLSTM_CALL
         }
       }

@@ -11,14 +11,17 @@
 
 namespace customlstm {
 
+// How forward reads a gate matrix: packed into panels first, or where it lies. There a single step turns squares of it
+// in registers, with the very sums of the packed panel; or products are summed along its rows, in another order.
+enum class WeightAccess : int32_t { kPacked, kTurned, kAlongRows };
+
 // How the work is divided (plan.h decides). Sequences are dealt into `groups`; with `share_units` there is one group
-// and the whole team works on each step, every thread on its own hidden units. With `in_place` forward reads the
-// weights of the gates where they are instead of packing them.
+// and the whole team works on each step, every thread on its own hidden units.
 struct Plan {
   int32_t threads;
   int32_t groups;
   bool share_units;
-  bool in_place;
+  WeightAccess w_ih, w_hh;
 };
 
 // The sizes of one layer and where its rows lie. A row is one sequence at one step; its number is

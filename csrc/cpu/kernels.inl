@@ -9,6 +9,7 @@
 #include "activations.inl"
 #include "storage.inl"
 #include "gemm.inl"
+#include "dot.inl"
 #include "layout.inl"
 
 #include "../cells/standard.inl"

@@ -141,6 +141,41 @@ CUSTOMLSTM_INLINE Vec<S> load_as(const T* p, int n) {
   }
   return Vec<S>::load(lanes);
 }
+#if CUSTOMLSTM_VECTOR_BYTES == 64
+CUSTOMLSTM_INLINE Vec<float> load_vector(const BFloat16* p) {
+  const __m512i bits = _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return {(Vec<float>::Native)_mm512_maskz_slli_epi32(0xffff, bits, 16)};
+}
+CUSTOMLSTM_INLINE Vec<float> load_vector(const Half* p) {
+  return {(Vec<float>::Native)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+#elif CUSTOMLSTM_VECTOR_BYTES == 32
+CUSTOMLSTM_INLINE Vec<float> load_vector(const BFloat16* p) {
+  const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return {(Vec<float>::Native)_mm256_slli_epi32(bits, 16)};
+}
+CUSTOMLSTM_INLINE Vec<float> load_vector(const Half* p) {
+  return {(Vec<float>::Native)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+#endif
+#if CUSTOMLSTM_VECTOR_BYTES >= 32
+template <class T>
+CUSTOMLSTM_INLINE Vec<float> load_16bit(const T* p, int n) {
+  constexpr int kLanes = Vec<float>::kLanes;
+  if (n == kLanes) return load_vector(p);
+  T lanes[kLanes] = {};
+  for (int k = 0; k < n; ++k) lanes[k] = p[k];
+  return load_vector(lanes);
+}
+template <>
+CUSTOMLSTM_INLINE Vec<float> load_as<float, BFloat16>(const BFloat16* p, int n) {
+  return load_16bit(p, n);
+}
+template <>
+CUSTOMLSTM_INLINE Vec<float> load_as<float, Half>(const Half* p, int n) {
+  return load_16bit(p, n);
+}
+#endif
 template <>
 CUSTOMLSTM_INLINE Vec<float> load_as<float, float>(const float* p, int n) {
   return n == Vec<float>::kLanes ? Vec<float>::load(p) : load_first(p, n);

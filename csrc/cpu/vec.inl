@@ -149,6 +149,33 @@ CUSTOMLSTM_INTERLEAVE(8)
 CUSTOMLSTM_INTERLEAVE(16)
 #undef CUSTOMLSTM_INTERLEAVE
 
+template <class S>
+CUSTOMLSTM_INLINE Vec<S> interleave_low(const Vec<S>& a, const Vec<S>& b) {
+  return Interleave<S, Vec<S>::kLanes>::low(a, b);
+}
+template <class S>
+CUSTOMLSTM_INLINE Vec<S> interleave_high(const Vec<S>& a, const Vec<S>& b) {
+  return Interleave<S, Vec<S>::kLanes>::high(a, b);
+}
+#else
+template <class S>
+CUSTOMLSTM_INLINE Vec<S> interleave(const Vec<S>& a, const Vec<S>& b, int first) {
+  S from[2][Vec<S>::kLanes], to[Vec<S>::kLanes];
+  a.store(from[0]);
+  b.store(from[1]);
+  for (int i = 0; i < Vec<S>::kLanes; ++i) to[i] = from[i % 2][first + i / 2];
+  return Vec<S>::load(to);
+}
+template <class S>
+CUSTOMLSTM_INLINE Vec<S> interleave_low(const Vec<S>& a, const Vec<S>& b) {
+  return interleave(a, b, 0);
+}
+template <class S>
+CUSTOMLSTM_INLINE Vec<S> interleave_high(const Vec<S>& a, const Vec<S>& b) {
+  return interleave(a, b, Vec<S>::kLanes / 2);
+}
+#endif
+
 // m[i] lane j becomes m[j] lane i: as many perfect shuffles of the whole square as a vector's lanes can be halved.
 template <class S>
 CUSTOMLSTM_INLINE void transpose(Vec<S> (&m)[Vec<S>::kLanes]) {
@@ -158,24 +185,13 @@ CUSTOMLSTM_INLINE void transpose(Vec<S> (&m)[Vec<S>::kLanes]) {
     Vec<S> next[n];
 #pragma GCC unroll 16
     for (int i = 0; i < n / 2; ++i) {
-      next[2 * i] = Interleave<S, n>::low(m[i], m[i + n / 2]);
-      next[2 * i + 1] = Interleave<S, n>::high(m[i], m[i + n / 2]);
+      next[2 * i] = interleave_low(m[i], m[i + n / 2]);
+      next[2 * i + 1] = interleave_high(m[i], m[i + n / 2]);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < n; ++i) m[i] = next[i];
   }
 }
-#else
-template <class S>
-CUSTOMLSTM_INLINE void transpose(Vec<S> (&m)[Vec<S>::kLanes]) {
-  constexpr int n = Vec<S>::kLanes;
-  S rows[n][n], columns[n][n];
-  for (int i = 0; i < n; ++i) m[i].store(rows[i]);
-  for (int i = 0; i < n; ++i)
-    for (int j = 0; j < n; ++j) columns[i][j] = rows[j][i];
-  for (int i = 0; i < n; ++i) m[i] = Vec<S>::load(columns[i]);
-}
-#endif
 
 // R vectors that go through the same operations: the rows of one tile. Cells are written for any value type; with
 // this one the branch on the activation is taken once per tile, and R independent chains hide latencies.

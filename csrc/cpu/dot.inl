@@ -1,0 +1,87 @@
+// Products with a gate matrix that is read where it lies, along its rows. Each lane sums every kLanes-th product, and
+// the lanes are added at the end; so the order of a sum differs from that over a packed panel, and the choice between
+// the two may depend on the sizes of a layer and its batch only, never on the number of steps: see plan.h.
+
+// Lane i of the result is the sum over the lanes of m[i].
+template <class S>
+CUSTOMLSTM_INLINE Vec<S> sums_of_lanes(Vec<S> (&m)[Vec<S>::kLanes]) {
+  constexpr int n = Vec<S>::kLanes;
+#pragma GCC unroll 4
+  for (int half = n / 2; half >= 1; half /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) m[i] = interleave_low(m[i], m[i + half]) + interleave_high(m[i], m[i + half]);
+  }
+  return m[0];
+}
+
+constexpr int64_t kDotProducts = 128;   // of one lane in one chain
+
+// Rows of the matrix at a time: with R rows of the other factor, as many accumulators as a register tile.
+template <class S>
+constexpr int dot_rows() {
+  return Vec<S>::kLanes < kPanelVectors ? Vec<S>::kLanes : kPanelVectors;
+}
+
+// sums[r][first + j] = the lanes' sums of products of R rows with rows of the matrix, over `count` values.
+template <class S, int R, class T>
+CUSTOMLSTM_INLINE void dot_tile(const S* const (&rows)[R], const T* const (&matrix)[dot_rows<S>()],
+                                const T* const (&next)[dot_rows<S>()], int64_t begin, int64_t end, int first,
+                                Vec<S> (&sums)[R][Vec<S>::kLanes]) {
+  constexpr int kLanes = Vec<S>::kLanes, N = dot_rows<S>();
+  Vec<S> acc[R][N], b[N];
+  for (int r = 0; r < R; ++r)
+    for (int j = 0; j < N; ++j) acc[r][j] = Vec<S>::broadcast(S(0));
+  int64_t k = begin;
+  // The rows that come next begin in other pages, where the processor's own prefetching starts anew.
+  constexpr int kLines = 2;
+  for (int j = 0; j < N; ++j)
+    for (int line = 0; line < kLines; ++line) __builtin_prefetch(next[j] + line * int(64 / sizeof(T)));
+  for (; k + kLanes <= end; k += kLanes) {
+    for (int j = 0; j < N; ++j) b[j] = load_as<S>(matrix[j] + k, kLanes);
+    for (int r = 0; r < R; ++r) {
+      const Vec<S> a = Vec<S>::load(rows[r] + k);
+      for (int j = 0; j < N; ++j) acc[r][j] = fma(a, b[j], acc[r][j]);
+    }
+  }
+  if (k < end) {
+    const int count = int(end - k);
+    for (int j = 0; j < N; ++j) b[j] = load_as<S>(matrix[j] + k, count);
+    for (int r = 0; r < R; ++r) {
+      const Vec<S> a = load_first(rows[r] + k, count);
+      for (int j = 0; j < N; ++j) acc[r][j] = fma(a, b[j], acc[r][j]);
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int j = 0; j < N; ++j) sums[r][first + j] = acc[r][j];
+}
+
+// As multiply_gates in gemm.inl: out[r] = init + rows[r] . W^T, or out[r] += rows[r] . W^T, for units `unit ..`.
+template <class S, int R, class T>
+CUSTOMLSTM_NOINLINE void dot_gates(const S* const (&rows)[R], const T* w, int64_t hidden, int64_t depth, int64_t unit,
+                                   const S* init, bool accumulate, S* out) {
+  constexpr int kLanes = Vec<S>::kLanes, N = dot_rows<S>();
+  for (int v = 0; v < kPanelVectors; ++v) {
+    for (int64_t begin = 0; begin < depth; begin += kDotProducts * kLanes) {
+      const int64_t end = min64(depth, begin + kDotProducts * kLanes);
+      Vec<S> sums[R][kLanes];
+      for (int first = 0; first < kLanes; first += N) {
+        const T *matrix[N], *next[N];   // units beyond the end repeat the last one; nobody reads their sums
+        for (int j = 0; j < N; ++j) {
+          matrix[j] = w + (v * hidden + min64(unit + first + j, hidden - 1)) * depth;
+          next[j] = w + (v * hidden + min64(unit + first + N + j, hidden - 1)) * depth;
+        }
+        dot_tile<S, R>(rows, matrix, next, begin, end, first, sums);
+      }
+      for (int r = 0; r < R; ++r) {
+        S* to = out + r * panel_width<S>() + v * kLanes;
+        Vec<S> sum = sums_of_lanes(sums[r]);
+        if (begin > 0 || accumulate) {
+          sum = sum + Vec<S>::load(to);
+        } else if (init) {
+          sum = sum + Vec<S>::load(init + v * kLanes);
+        }
+        sum.store(to);
+      }
+    }
+  }
+}
