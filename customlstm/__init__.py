@@ -5,9 +5,11 @@ from .cells import Cell
 from .dispatch import FallbackWarning, use_backend
 from .explain import Explanation, explain
 from .modules import LSTM, LSTMCell
+from .streaming import Stream
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "LSTM", "Cell", "Explanation", "FallbackWarning", "LSTMCell", "PiecewiseLinear", "explain", "use_backend",
+    "LSTM", "Cell", "Explanation", "FallbackWarning", "LSTMCell", "PiecewiseLinear", "Stream", "explain",
+    "use_backend",
 ]  # fmt: skip

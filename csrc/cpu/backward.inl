@@ -46,10 +46,15 @@ struct BackwardCells {
                                             int64_t i, int64_t unit, int lanes, const S* grad_output) {
     const Geometry& g = p.g;
     Pack<S, R> saved[Cell::kSaved], c_prev, c, dh, dc, da[Cell::kGates];
+    // What the next step reads lies in as many places as it has rows and gates, too many for the processor to foresee.
+    const int64_t next_t = job.direction == 0 ? (t > 0 ? t - 1 : t) : (t + 1 < job.steps ? t + 1 : t);
+    const int64_t ahead = (g.step_row[next_t] - g.step_row[t]) * g.directions * g.hidden_size;
     for (int r = 0; r < R; ++r) {
       const int64_t column = job.columns[i + r];
       const int64_t at = (g.step_row[t] + column) * g.directions + job.direction;
       const S* gates = static_cast<const S*>(p.gates) + at * Cell::kSaved * g.hidden_size + unit;
+      for (int k = 0; k < Cell::kSaved; ++k) __builtin_prefetch(gates + ahead * Cell::kSaved + k * g.hidden_size, 0, 2);
+      __builtin_prefetch(static_cast<const S*>(p.c_all) + at * g.hidden_size + unit + 2 * ahead, 0, 2);
       for (int k = 0; k < Cell::kSaved; ++k) saved[k].row[r] = load_as<S>(gates + k * g.hidden_size, lanes);
       c.row[r] = load_as<S>(static_cast<const S*>(p.c_all) + at * g.hidden_size + unit, lanes);
       const S* previous = previous_c(p, w, job, t, column);
@@ -264,7 +269,8 @@ struct Backward {
       job.barrier();
       for (int64_t k = 0; k < active; ++k) w.rows[k] = Cells::gate_row(p, w, job, t, job.columns[k]);
       for (int64_t n = outputs.begin; n < outputs.end; ++n) {
-        multiply_rows(w.rows, active, w.w_hh[job.direction] + n * gate_rows(g) * kWidth, gate_rows(g),
+        multiply_rows(w.rows, active, w.w_hh[job.direction] + n * gate_rows(g) * kWidth,
+                      min64(kWidth, g.output_size - n * kWidth), gate_rows(g),
                       w.row(w.dh, w.h_stride, g, job, 0) + n * kWidth, w.h_stride, false);
       }
       if (g.resets) cut_state(p, w, job, t, active, units, outputs);
@@ -306,7 +312,8 @@ struct Backward {
     const Geometry& g = p.g;
     for (int64_t i = 0; i < active; ++i) w.rows[i] = hidden_state_row(p, w, job, t, job.columns[i]);
     for (int64_t n = units.begin; n < units.end; ++n) {
-      multiply_rows(w.rows, active, w.w_hr[job.direction] + n * g.output_size * kWidth, g.output_size,
+      multiply_rows(w.rows, active, w.w_hr[job.direction] + n * g.output_size * kWidth,
+                    min64(kWidth, g.hidden_size - n * kWidth), g.output_size,
                     w.row(w.dprojecting, w.c_stride, g, job, 0) + n * kWidth, w.c_stride, false);
     }
   }

@@ -4,6 +4,7 @@
 template <class S>
 struct ForwardWorkspace {
   S *w_ih[2], *w_hh[2], *w_hr[2], *bias[2];   // packed: panel by panel
+  const void *matrix_ih[2], *matrix_hh[2];    // T, where they are not packed
   S* h[2];                                    // [D, B, padded P] the state before and after a step, in turn
   S* c;                                       // [D, B, padded H]
   S* projecting;                              // [D, B, padded H] h before the projection
@@ -90,6 +91,8 @@ struct ForwardTiles {
       if (p.hidden) store_as(h.row[r], static_cast<S*>(p.hidden) + at, lanes);
       if (p.gates) {
         S* to = static_cast<S*>(p.gates) + (row * g.directions + job.direction) * Cell::kSaved * g.hidden_size + unit;
+        const int64_t ahead = (job.direction == 0 ? g.batch : -g.batch) * g.directions * Cell::kSaved * g.hidden_size;
+        for (int k = 0; k < Cell::kSaved; ++k) __builtin_prefetch(to + ahead + k * g.hidden_size, 1, 2);
         for (int k = 0; k < Cell::kSaved; ++k) store_as(saved[k].row[r], to + k * g.hidden_size, lanes);
       }
     }
@@ -159,17 +162,57 @@ struct Forward {
   }
   static CUSTOMLSTM_INLINE int64_t x_stride(const Geometry& g) { return padded<S>(g.input_size) + kLanes; }
 
+  // Packed weights and biases; for weights that are kept also copies of the matrices that are not packed.
+  static void layout_weights(const ForwardParams& p, Arena& arena, bool keep, Workspace& w) {
+    const Geometry& g = p.g;
+    const int64_t gate_rows = Cell::kGates * g.hidden_size;
+    for (int64_t d = 0; d < g.directions; ++d) {
+      w.w_ih[d] = arena.take<S>(packs(p.plan.w_ih) ? unit_blocks(g) * g.input_size * kWidth : 0);
+      w.w_hh[d] = arena.take<S>(packs(p.plan.w_hh) ? unit_blocks(g) * g.output_size * kWidth : 0);
+      w.bias[d] = arena.take<S>(unit_blocks(g) * kWidth);
+      w.w_hr[d] = arena.take<S>(g.projection ? output_panels(g) * g.hidden_size * kWidth : 0);
+      w.matrix_ih[d] = p.weights[d].w_ih;
+      w.matrix_hh[d] = p.weights[d].w_hh;
+      if (keep && !packs(p.plan.w_ih)) w.matrix_ih[d] = arena.take<T>(gate_rows * g.input_size);
+      if (keep && !packs(p.plan.w_hh)) w.matrix_hh[d] = arena.take<T>(gate_rows * g.output_size);
+    }
+  }
+
+  // Of weights that are kept from call to call.
+  static size_t packed_bytes(const ForwardParams& p) {
+    Workspace w = {};
+    Arena arena = {nullptr, 0};
+    layout_weights(p, arena, true, w);
+    return arena.used;
+  }
+  static void pack_to_keep(const ForwardParams& p, void* packed) {
+    const Geometry& g = p.g;
+    Workspace w = {};
+    Arena arena = {static_cast<char*>(packed), 0};
+    layout_weights(p, arena, true, w);
+    pack(p, w, 0, 1);
+    const size_t row_bytes = size_t(Cell::kGates * g.hidden_size) * sizeof(T);
+    for (int64_t d = 0; d < g.directions; ++d) {
+      if (!packs(p.plan.w_ih)) {
+        __builtin_memcpy(const_cast<void*>(w.matrix_ih[d]), p.weights[d].w_ih, row_bytes * size_t(g.input_size));
+      }
+      if (!packs(p.plan.w_hh)) {
+        __builtin_memcpy(const_cast<void*>(w.matrix_hh[d]), p.weights[d].w_hh, row_bytes * size_t(g.output_size));
+      }
+    }
+  }
+
   static size_t layout(const ForwardParams& p, int rank, char* base, Workspace& w) {
     const Geometry& g = p.g;
     Arena arena = {base, 0};
     // One cache line more, because rows a power of two apart would all lie in the same few sets of the cache.
     w.h_stride = padded<S>(g.output_size) + kLanes;
     w.c_stride = padded<S>(g.hidden_size);
-    for (int64_t d = 0; d < g.directions; ++d) {
-      w.w_ih[d] = arena.take<S>(packs(p.plan.w_ih) ? unit_blocks(g) * g.input_size * kWidth : 0);
-      w.w_hh[d] = arena.take<S>(packs(p.plan.w_hh) ? unit_blocks(g) * g.output_size * kWidth : 0);
-      w.bias[d] = arena.take<S>(unit_blocks(g) * kWidth);
-      w.w_hr[d] = arena.take<S>(g.projection ? output_panels(g) * g.hidden_size * kWidth : 0);
+    if (p.packed) {
+      Arena kept = {static_cast<char*>(const_cast<void*>(p.packed)), 0};
+      layout_weights(p, kept, true, w);
+    } else {
+      layout_weights(p, arena, false, w);
     }
     const int64_t rows = g.directions * g.batch;
     w.h[0] = arena.take<S>(rows * w.h_stride);
@@ -190,16 +233,18 @@ struct Forward {
   }
 
   static size_t workspace(const ForwardParams& p) {
-    Workspace w;
+    Workspace w = {};
     return layout(p, 0, nullptr, w);
   }
 
   static void run(const ForwardParams& p, Team& team, int rank) {
     const Geometry& g = p.g;
-    Workspace w;
+    Workspace w = {};
     layout(p, rank, static_cast<char*>(p.workspace), w);
-    pack(p, w, rank, team.size());
-    team.barrier();
+    if (!p.packed) {
+      pack(p, w, rank, team.size());
+      team.barrier();
+    }
     if (p.plan.share_units) {
       for (int64_t d = 0; d < g.directions; ++d) run_job(p, w, make_job(g, d, 0, &team, rank, team.size()));
     } else {
@@ -344,7 +389,7 @@ struct Forward {
       const S* bias = w.bias[job.direction] + u * kWidth;
       S* out = w.gates_x + u * rows * kWidth;
       if (!packs(p.plan.w_ih)) {
-        const T* matrix = static_cast<const T*>(p.weights[job.direction].w_ih);
+        const T* matrix = static_cast<const T*>(w.matrix_ih[job.direction]);
         const InPlace in_place = {p.plan.w_ih, matrix, g.hidden_size, g.input_size, u * kLanes};
         for (int64_t i = 0; i < rows; i += kTileRows) {
 #define CUSTOMLSTM_CALL(R) multiply_in_place<R>(in_place, w.x_rows + i, bias, false, out + i * kWidth)
@@ -388,7 +433,7 @@ struct Forward {
       const S* panel = w.w_hh[job.direction] + u * depth * kWidth;
       S* from = gates_x + u * chunk * kWidth;
       if (!packs(p.plan.w_hh)) {
-        const T* matrix = static_cast<const T*>(p.weights[job.direction].w_hh);
+        const T* matrix = static_cast<const T*>(w.matrix_hh[job.direction]);
         const InPlace in_place = {p.plan.w_hh, matrix, g.hidden_size, g.output_size, u * kLanes};
         for (int64_t i = 0; i < count; i += kTileRows) {
           const S* h[kTileRows];

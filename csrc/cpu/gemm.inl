@@ -28,29 +28,30 @@ CUSTOMLSTM_INLINE int64_t padded(int64_t n) {
 // terms have no activation to damp them, and their sums are the longest.
 constexpr int64_t kSumBlock = 128, kGradientSumBlock = 32;
 
-template <class S, int R>
+// V: vectors of the panel that are used; the last panel of a matrix may have columns for fewer.
+template <class S, int R, int V = kPanelVectors>
 struct Tile {
-  Vec<S> acc[R][kPanelVectors];
+  Vec<S> acc[R][V];
 
   CUSTOMLSTM_INLINE void zero() {
     for (int r = 0; r < R; ++r)
-      for (int v = 0; v < kPanelVectors; ++v) acc[r][v] = Vec<S>::broadcast(S(0));
+      for (int v = 0; v < V; ++v) acc[r][v] = Vec<S>::broadcast(S(0));
   }
   CUSTOMLSTM_INLINE void store(S* p, int64_t row_stride) const {
     for (int r = 0; r < R; ++r)
-      for (int v = 0; v < kPanelVectors; ++v) acc[r][v].store(p + r * row_stride + v * Vec<S>::kLanes);
+      for (int v = 0; v < V; ++v) acc[r][v].store(p + r * row_stride + v * Vec<S>::kLanes);
   }
   CUSTOMLSTM_INLINE void add(const S* p, int64_t row_stride) {
     for (int r = 0; r < R; ++r)
-      for (int v = 0; v < kPanelVectors; ++v)
+      for (int v = 0; v < V; ++v)
         acc[r][v] = acc[r][v] + Vec<S>::load(p + r * row_stride + v * Vec<S>::kLanes);
   }
   CUSTOMLSTM_INLINE void multiply_one(const S* const (&factors)[R], int64_t k, const S* panel) {
-    Vec<S> b[kPanelVectors];
-    for (int v = 0; v < kPanelVectors; ++v) b[v] = Vec<S>::load(panel + v * Vec<S>::kLanes);
+    Vec<S> b[V];
+    for (int v = 0; v < V; ++v) b[v] = Vec<S>::load(panel + v * Vec<S>::kLanes);
     for (int r = 0; r < R; ++r) {
       const Vec<S> a = Vec<S>::broadcast(factors[r][k]);
-      for (int v = 0; v < kPanelVectors; ++v) acc[r][v] = fma(a, b[v], acc[r][v]);
+      for (int v = 0; v < V; ++v) acc[r][v] = fma(a, b[v], acc[r][v]);
     }
   }
   // What a sum starts from and what is added to it at the end; null: nothing. Row r is `stride` elements further.
@@ -82,6 +83,15 @@ struct Tile {
     } while (k < depth);
   }
 };
+
+// Calls with a compile-time `V` for that many vectors of a panel.
+#define CUSTOMLSTM_WITH_VECTORS(count, CALL) \
+  switch (count) {                           \
+    case 1: CALL(1); break;                  \
+    case 2: CALL(2); break;                  \
+    case 3: CALL(3); break;                  \
+    default: CALL(4); break;                 \
+  }
 
 // Calls STATEMENT with a compile-time `R` for `count` rows (1 .. kTileRows).
 #if CUSTOMLSTM_VECTOR_BYTES == 64
@@ -194,22 +204,31 @@ CUSTOMLSTM_INLINE void pack_columns(const T* m, int64_t depth, int64_t n, int64_
 // out[i] (+)= rows[i] . panel for i < count, in blocks of k so that a block of the panel stays in cache over all rows.
 constexpr int64_t kDepthBlock = 512;
 
-template <class S>
-CUSTOMLSTM_NOINLINE void multiply_rows(const S* const* rows, int64_t count, const S* panel, int64_t depth, S* out,
-                                       int64_t out_stride, bool accumulate) {
+template <class S, int V>
+CUSTOMLSTM_NOINLINE void multiply_rows_by(const S* const* rows, int64_t count, const S* panel, int64_t depth, S* out,
+                                          int64_t out_stride, bool accumulate) {
   for (int64_t k0 = 0; k0 < depth || k0 == 0; k0 += kDepthBlock) {
     const int64_t kc = min64(kDepthBlock, depth - k0);
     for (int64_t i = 0; i < count; i += kTileRows) {
-#define CUSTOMLSTM_CALL(R)                                                                                    \
-  {                                                                                                           \
-    const S* a[R];                                                                                            \
-    for (int r = 0; r < R; ++r) a[r] = rows[i + r] + k0;                                                      \
-    S* to = out + i * out_stride;                                                                             \
-    const typename Tile<S, R>::Ends ends = {accumulate || k0 > 0 ? to : nullptr, out_stride, nullptr, 0};     \
-    Tile<S, R>::template multiply<kSumBlock>(a, 1, panel + k0 * panel_width<S>(), kc, ends, to, out_stride);  \
+#define CUSTOMLSTM_CALL(R)                                                                                       \
+  {                                                                                                              \
+    const S* a[R];                                                                                               \
+    for (int r = 0; r < R; ++r) a[r] = rows[i + r] + k0;                                                         \
+    S* to = out + i * out_stride;                                                                                \
+    const typename Tile<S, R, V>::Ends ends = {accumulate || k0 > 0 ? to : nullptr, out_stride, nullptr, 0};     \
+    Tile<S, R, V>::template multiply<kSumBlock>(a, 1, panel + k0 * panel_width<S>(), kc, ends, to, out_stride);  \
   }
       CUSTOMLSTM_WITH_ROWS(min64(kTileRows, count - i), CUSTOMLSTM_CALL)
 #undef CUSTOMLSTM_CALL
     }
   }
+}
+
+// `columns` of the panel are wanted; of the others some are written, too, up to a whole vector.
+template <class S>
+CUSTOMLSTM_INLINE void multiply_rows(const S* const* rows, int64_t count, const S* panel, int64_t columns,
+                                     int64_t depth, S* out, int64_t out_stride, bool accumulate) {
+#define CUSTOMLSTM_CALL_V(V) multiply_rows_by<S, V>(rows, count, panel, depth, out, out_stride, accumulate)
+  CUSTOMLSTM_WITH_VECTORS(ceil_div(columns, Vec<S>::kLanes), CUSTOMLSTM_CALL_V)
+#undef CUSTOMLSTM_CALL_V
 }

@@ -74,31 +74,40 @@ struct GradientScratch {
   }
 };
 
-// R rows of a weight gradient: the sum over `depth` rows of the call of factors [depth][R] times panel [depth], a panel
-// of columns. One that sticks out of the gradient is computed whole and written in part.
-template <class S, int R>
+// R rows of a weight gradient: the sum over `depth` rows of the call of factors [depth][R] times panel [depth], of which
+// `count` columns in V vectors are wanted; the others may be beyond the gradient's end and are not written.
+template <class S, int R, int V>
 CUSTOMLSTM_NOINLINE void outer_tile(const S* factors, const S* panel, int64_t depth, S* to, int64_t stride,
                                     int64_t count, bool accumulate) {
-  constexpr int64_t kWidth = panel_width<S>();
+  constexpr int64_t kWidth = panel_width<S>(), kLanes = Vec<S>::kLanes;
   const S* columns[R];
   for (int r = 0; r < R; ++r) columns[r] = factors + r;
-  if (count == kWidth) {
-    const typename Tile<S, R>::Ends ends = {nullptr, 0, accumulate ? to : nullptr, stride};
-    // More than one block passes through memory, which must not be the sum that is added last.
-    alignas(64) S out[R * kWidth];
-    Tile<S, R>::template multiply<kGradientSumBlock>(columns, R, panel, depth, ends, out, kWidth);
-    for (int r = 0; r < R; ++r)
-      for (int v = 0; v < kPanelVectors; ++v)
-        Vec<S>::load(out + r * kWidth + v * Vec<S>::kLanes).store(to + r * stride + v * Vec<S>::kLanes);
-    return;
-  }
+  // More than one block of the sum passes through memory, which must not be the gradient that is added last.
   alignas(64) S out[R * kWidth];
-  Tile<S, R>::template multiply<kGradientSumBlock>(columns, R, panel, depth, {nullptr, 0, nullptr, 0}, out, kWidth);
+  Tile<S, R, V>::template multiply<kGradientSumBlock>(columns, R, panel, depth, {nullptr, 0, nullptr, 0}, out, kWidth);
   for (int r = 0; r < R; ++r) {
-    for (int64_t n = 0; n < count; ++n) {
-      to[r * stride + n] = accumulate ? to[r * stride + n] + out[r * kWidth + n] : out[r * kWidth + n];
+    for (int v = 0; v < V && v * kLanes < count; ++v) {
+      S* at = to + r * stride + v * kLanes;
+      const int lanes = int(min64(kLanes, count - v * kLanes));
+      Vec<S> sum = Vec<S>::load(out + r * kWidth + v * kLanes);
+      if (accumulate) sum = sum + load_as<S>(at, lanes);
+      store_as(sum, at, lanes);
     }
   }
+}
+
+template <class S>
+CUSTOMLSTM_INLINE void outer_rows(int64_t rows, const S* factors, const S* panel, int64_t depth, S* to, int64_t stride,
+                                  int64_t count, bool accumulate) {
+#define CUSTOMLSTM_CALL_V(V) outer_tile<S, kTileRows, V>(factors, panel, depth, to, stride, count, accumulate)
+#define CUSTOMLSTM_CALL(R) outer_tile<S, R, kPanelVectors>(factors, panel, depth, to, stride, count, accumulate)
+  if (rows == kTileRows) {
+    CUSTOMLSTM_WITH_VECTORS(ceil_div(count, Vec<S>::kLanes), CUSTOMLSTM_CALL_V)
+  } else {
+    CUSTOMLSTM_WITH_ROWS(rows, CUSTOMLSTM_CALL)
+  }
+#undef CUSTOMLSTM_CALL_V
+#undef CUSTOMLSTM_CALL
 }
 
 template <class T, class Cell>
@@ -136,8 +145,8 @@ struct Gradients {
       for (int64_t d = first_direction; d < last_direction; ++d) {
         for (int64_t i = 0; i < count; ++i) scratch.rows[i] = gate_row(first + i, d);
         for (int64_t n = 0; n * kWidth < g.input_size; ++n) {
-          multiply_rows(scratch.rows, count, packed_w_ih[d] + n * depth * kWidth, depth,
-                        scratch.grad_input + n * kWidth, stride, d > first_direction);
+          multiply_rows(scratch.rows, count, packed_w_ih[d] + n * depth * kWidth, min64(kWidth, g.input_size - n * kWidth),
+                        depth, scratch.grad_input + n * kWidth, stride, d > first_direction);
         }
       }
       for (int64_t i = 0; i < count; ++i) {
@@ -268,10 +277,8 @@ struct Gradients {
       for (int64_t m = part.begin; m < part.end; m += kTileRows) {
         const S* factors = scratch.factors + (m - part.begin) * kWeightDepth;
         S* to = grad + m * columns + n;
-#define CUSTOMLSTM_CALL(R) \
-  outer_tile<S, R>(factors, scratch.panel, part.depth, to, columns, min64(kWidth, columns - n), part.accumulate)
-        CUSTOMLSTM_WITH_ROWS(min64(kTileRows, part.end - m), CUSTOMLSTM_CALL)
-#undef CUSTOMLSTM_CALL
+        outer_rows(min64(kTileRows, part.end - m), factors, scratch.panel, part.depth, to, columns,
+                   min64(kWidth, columns - n), part.accumulate);
       }
     }
   }

@@ -57,6 +57,7 @@ struct ForwardParams {
   Geometry g;
   Plan plan;
   DirectionWeights weights[2];
+  const void* packed;         // the weights as KernelTable::pack left them, 64-byte aligned, or null: packed anew
   const void* cell_params;    // CellParams<S>
   const void* input;          // T
   const void* h_0;            // [D, B, P] or null: zeros
@@ -97,6 +98,10 @@ struct BackwardParams {
 
 struct KernelTable {
   const char* name;
+  // Weights that are kept from call to call: their size, and what fills them in. From these parameters are read the
+  // sizes but for steps, the plan's access to the weights, and the weights.
+  size_t (*packed_bytes[kStorageTypes])(const ForwardParams&);
+  void (*pack[kStorageTypes])(const ForwardParams&, void* packed);
   size_t (*forward_workspace[kStorageTypes][kCellKinds])(const ForwardParams&);
   void (*forward[kStorageTypes][kCellKinds])(const ForwardParams&, Team&, int rank);
   size_t (*backward_workspace[kStorageTypes][kCellKinds])(const BackwardParams&);

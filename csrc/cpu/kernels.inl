@@ -27,8 +27,17 @@
         CUSTOMLSTM_EACH_CELL(KERNEL, FUNCTION, BFloat16), CUSTOMLSTM_EACH_CELL(KERNEL, FUNCTION, Half) \
   }
 
+// Packed weights are the same for every cell.
+#define CUSTOMLSTM_EACH_PACKING(FUNCTION)                                                                 \
+  {                                                                                                       \
+    Forward<float, StandardCell>::FUNCTION, Forward<double, StandardCell>::FUNCTION,                      \
+        Forward<BFloat16, StandardCell>::FUNCTION, Forward<Half, StandardCell>::FUNCTION                  \
+  }
+
 const KernelTable kTable = {
     CUSTOMLSTM_ISA_NAME,
+    CUSTOMLSTM_EACH_PACKING(packed_bytes),
+    CUSTOMLSTM_EACH_PACKING(pack_to_keep),
     CUSTOMLSTM_EACH_TYPE(Forward, workspace),
     CUSTOMLSTM_EACH_TYPE(Forward, run),
     CUSTOMLSTM_EACH_TYPE(Backward, workspace),

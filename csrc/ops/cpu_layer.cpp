@@ -2,6 +2,7 @@
 
 #include "../cpu/plan.h"
 #include "dealt_sequences.h"
+#include "run_kernel.h"
 #include "scratch.h"
 
 namespace customlstm {
@@ -70,22 +71,6 @@ class Call : public LayerCall {
   }
 };
 
-template <class Params>
-struct Launch {
-  void (*kernel)(const Params&, Team&, int);
-  const Params* params;
-  static void body(void* context, Team& team, int rank) {
-    const Launch& launch = *static_cast<const Launch*>(context);
-    launch.kernel(*launch.params, team, rank);
-  }
-};
-
-template <class Params>
-void run(void (*kernel)(const Params&, Team&, int), const Params& params) {
-  Launch<Params> launch = {kernel, &params};
-  run_team(params.plan.threads, &Launch<Params>::body, &launch);
-}
-
 }  // namespace
 
 LayerResult cpu_layer_forward(const LayerArguments& a, int64_t save) {
@@ -116,7 +101,7 @@ LayerResult cpu_layer_forward(const LayerArguments& a, int64_t save) {
   const int type = static_cast<int>(call.type), cell = static_cast<int>(call.cell.kind());
   const Scratch workspace(kernels().forward_workspace[type][cell](p));
   p.workspace = workspace.data();
-  run(kernels().forward[type][cell], p);
+  run_kernel(kernels().forward[type][cell], p);
   return {output, h_n, c_n, c_all, gates, hidden};
 }
 
@@ -179,7 +164,7 @@ LayerGradients cpu_layer_backward(const LayerArguments& a, const SavedTensors& s
   const int type = static_cast<int>(call.type), cell = static_cast<int>(call.cell.kind());
   const Scratch workspace(kernels().backward_workspace[type][cell](p));
   p.workspace = workspace.data();
-  run(kernels().backward[type][cell], p);
+  run_kernel(kernels().backward[type][cell], p);
 
   for (int64_t d = 0; g.bias && d < g.directions; ++d) {
     const int64_t ih = d * call.per_direction + 2, hh = ih + 1;

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "cpu_layer.h"
+#include "cpu_stream.h"
 #ifdef USE_CUDA
 #include "../cuda/kernels.h"
 #include "cuda_layer.h"
@@ -76,6 +77,13 @@ LayerGradients lstm_cell_backward(OptionalTensor grad_h_1, OptionalTensor grad_c
           needs[2] ? squeeze(grad_c, 0) : grad_c, grad_weights};
 }
 
+Tensor lstm_pack(std::vector<Tensor> weights, OpString cell, std::vector<double> cell_args, bool bias, bool projection,
+                 int64_t batch) {
+  return cpu_pack(weights, cell.text, cell_args, bias, projection, batch);
+}
+
+Tensor lstm_stream(Tensor packed, Tensor input, Tensor h, Tensor c) { return cpu_stream(packed, input, h, c); }
+
 std::string cpu_isa() { return kernels().name; }
 
 std::string build_info() {
@@ -106,6 +114,8 @@ STABLE_TORCH_LIBRARY(customlstm, m) {
   m.def("lstm_layer_backward" CUSTOMLSTM_LAYER_BACKWARD_SCHEMA);
   m.def("lstm_cell" CUSTOMLSTM_CELL_SCHEMA);
   m.def("lstm_cell_backward" CUSTOMLSTM_CELL_BACKWARD_SCHEMA);
+  m.def("lstm_pack" CUSTOMLSTM_PACK_SCHEMA);
+  m.def("lstm_stream" CUSTOMLSTM_STREAM_SCHEMA);
   m.def("cpu_isa() -> str");
   m.def("build_info() -> str");
 }
@@ -115,6 +125,8 @@ STABLE_TORCH_LIBRARY_IMPL(customlstm, CPU, m) {
   m.impl("lstm_layer_backward", TORCH_BOX(&lstm_layer_backward<cpu_layer_backward>));
   m.impl("lstm_cell", TORCH_BOX(&lstm_cell<cpu_layer_forward>));
   m.impl("lstm_cell_backward", TORCH_BOX(&lstm_cell_backward<cpu_layer_backward>));
+  m.impl("lstm_pack", TORCH_BOX(&lstm_pack));
+  m.impl("lstm_stream", TORCH_BOX(&lstm_stream));
 }
 
 #ifdef USE_CUDA
