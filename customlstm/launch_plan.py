@@ -77,6 +77,7 @@ RTX_3090 = DeviceLimits(86, 82, 99 << 10, 6 << 20)
 H100 = DeviceLimits(90, 132, 227 << 10, 50 << 20, 16, 8)
 H200 = DeviceLimits(90, 132, 227 << 10, 60 << 20, 16, 8)
 B200 = DeviceLimits(100, 148, 227 << 10, 126 << 20, 16, 8)
+RTX_5090 = DeviceLimits(120, 170, 99 << 10, 96 << 20, 8, 9)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import gpu_check, grid, small_shapes
 from customlstm import _binary
-from customlstm.launch_plan import H200, plan
+from customlstm.launch_plan import H200, RTX_5090, DeviceLimits, Tiling, plan
 
 PYTHON, ROOT = sys.executable, gpu_check.ROOT
 
@@ -69,6 +69,31 @@ def test_no_part_starts_without_time(check: gpu_check.Check) -> None:
     check.start -= gpu_check.BUDGET
     assert not check.run("late", [PYTHON, "-c", ""], 60)
     assert check.outcomes[-1].state == "not run"
+
+
+@pytest.mark.parametrize("capability", [80, 86, 90, 120])
+def test_clusters_are_left_out_before_hopper(
+    check: gpu_check.Check,
+    capability: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And only they; that is no failure, but a check of which all is left out is one."""
+    monkeypatch.setattr(gpu_check, "supervise", passes)
+    monkeypatch.setattr(gpu_check, "last_line", lambda log: "3 passed")
+    gpu_check.run_tests(check, capability)
+    left_out = {o.part: o.remark for o in check.outcomes if o.state == "left out"}
+    remark = f"needs compute capability 9.0, this is {capability / 10}"
+    assert left_out == ({"tests, cluster": remark} if capability < 90 else {})
+    assert len(check.outcomes) == len(gpu_check.GPU_TESTS) and check.report() == 0
+    assert ("left out" in capsys.readouterr().out) == (capability < 90)
+    check.outcomes = [o for o in check.outcomes if o.state == "left out"]
+    assert check.report() == 1
+
+
+def passes(command: object, limit: float, log: Path, environment: object) -> tuple[str, str]:
+    log.write_bytes(b"")
+    return "passed", ""
 
 
 @pytest.mark.parametrize(
@@ -145,13 +170,49 @@ def test_small_shapes() -> None:
     assert {variant for _, _, variant in small_shapes.runs(80)} == {"step", "grid"}
     tiles, chunks = set(), set()
     for layer, math, variant in runs:
-        for backward in (False, True):
-            ragged = layer.layout != "padded"
-            tiling = plan(
-                H200, steps=layer.steps, batch=layer.batch, hidden_size=layer.hidden, directions=2, math=math,
-                proj_size=layer.projection, backward=backward, ragged=ragged, variant=variant,
-            ).tiling  # fmt: skip
+        for tiling in tilings(H200, layer, math, variant):
             assert tiling is not None, (layer, math, variant)
             tiles |= {variant} if tiling.column_tiles > 1 else set()
             chunks |= {variant} if tiling.columns > 8 * tiling.column_tiles else set()
     assert {"step", "grid"} <= tiles and "grid" in chunks
+
+
+def tilings(limits: DeviceLimits, layer: small_shapes.Layer, math: str, variant: str) -> list[Tiling | None]:
+    """Of forward and backward; None where the variant does not fit."""
+    return [
+        plan(
+            limits, steps=layer.steps, batch=layer.batch, hidden_size=layer.hidden, directions=2, math=math,
+            proj_size=layer.projection, backward=backward, ragged=layer.layout != "padded", variant=variant,
+        ).tiling
+        for backward in (False, True)
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(not _binary.status().loaded, reason=_binary.status().reason)
+def test_small_shapes_on_a_small_device(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What does not fit its blocks is left out by name; any other error, or nothing left, ends the run."""
+    why = "asks for {}, which does not fit: {}: too large; unset it\nmore"
+
+    def run(layer: small_shapes.Layer, math: str) -> None:
+        variant = os.environ["CUSTOMLSTM_CUDA_VARIANT"]
+        if None in tilings(RTX_5090, layer, math, variant):
+            raise RuntimeError(why.format(variant, variant))
+
+    monkeypatch.setenv("CUSTOMLSTM_CUDA_VARIANT", "")
+    monkeypatch.setattr(small_shapes, "run", run)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (12, 0))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    small_shapes.main()
+    cases = len(list(small_shapes.runs(120)))
+    *left_out, total = capsys.readouterr().out.splitlines()
+    assert left_out and all("hidden=200" in line and "cluster: too large" in line for line in left_out)
+    assert any(", float32: " in line for line in left_out)
+    assert total == f"{cases - len(left_out)} layers, forward and backward; {len(left_out)} left out"
+    why = "out of memory"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        small_shapes.main()
+    monkeypatch.setattr(small_shapes, "runs", lambda capability: iter(()))
+    with pytest.raises(SystemExit, match="nothing ran"):
+        small_shapes.main()
