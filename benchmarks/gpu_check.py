@@ -249,7 +249,7 @@ def run_tests(check: Check, capability: int) -> None:
         if capability < oldest:
             check.leave_out(part, f"needs compute capability {oldest / 10}, this is {capability / 10}")
             continue
-        command = [*PYTEST, "tests/cuda/test_gpu.py", "-k", chosen]
+        command = [*PYTEST, "tests/cuda/test_gpu.py", "tests/cuda/test_gpu_behaviour.py", "-k", chosen]
         check.run(part, command, limit, CUSTOMLSTM_REQUIRE_GPU="1", **environment)
 
 

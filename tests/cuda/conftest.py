@@ -11,13 +11,19 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from customlstm import _binary
+
+sys.path.insert(
+    0, str(Path(__file__).parents[1] / "kernels")
+)  # the calls and comparisons of the kernels' tests
 
 FLAGS = ["-std=c++17", "-O1", "-g", "-fPIC", "-Wall", "-Wextra"]
 
@@ -78,3 +84,13 @@ def native_library(tmp_path_factory: pytest.TempPathFactory) -> NativeLibrary:
         return libraries[name]
 
     return native_library
+
+
+@pytest.fixture
+def full_precision() -> Iterator[None]:
+    """float32 products on a GPU are not rounded to TF32."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "ieee"
+    yield
+    matmul.fp32_precision = before

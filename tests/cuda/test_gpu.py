@@ -6,96 +6,18 @@ Skipped where no GPU can run the kernels; CUSTOMLSTM_REQUIRE_GPU=1 makes that an
 from __future__ import annotations
 
 import itertools
-import os
-import sys
-import warnings
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
+from support_compare import assert_close, assert_same_bits
+from support_gpu import CUDA, DTYPES, TOLERANCE, compare, fits, needs_gpu, on_gpu, to_cpu
+from support_ops import CELLS, Case, make_call, run_cell, run_layer, run_reference
 from torch import Tensor, nn
 
 import customlstm
-from customlstm import _binary, dispatch
 from customlstm.launch_plan import VARIANTS
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
-
-from support_compare import assert_close, assert_same_bits
-from support_ops import (
-    CELLS,
-    Case,
-    LayerCall,
-    make_call,
-    run_cell,
-    run_layer,
-    run_reference,
-)  # fmt: skip
-
-CUDA = torch.device("cuda")
-
-
-def _why_skip() -> str:
-    if not torch.cuda.is_available():
-        return "torch can use no GPU here"
-    if not _binary.status().loaded:
-        return f"no compiled library: {_binary.status().reason}"
-    return dispatch.why_not_fused(torch.device("cuda", 0), torch.float32) or ""
-
-
-_WHY_SKIP = _why_skip()
-if _WHY_SKIP and os.environ.get("CUSTOMLSTM_REQUIRE_GPU", "0") != "0":
-    raise RuntimeError(f"CUSTOMLSTM_REQUIRE_GPU is set, but {_WHY_SKIP}")
-pytestmark = pytest.mark.skipif(bool(_WHY_SKIP), reason=_WHY_SKIP)
-
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-# Of results of size 1. The reference gets the same rounded numbers, so this is the kernels' own error.
-TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-5, torch.bfloat16: 4e-2, torch.float16: 6e-3}
-
-
-@pytest.fixture(autouse=True)
-def _full_precision() -> Iterator[None]:
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "ieee"
-    yield
-    matmul.fp32_precision = before
-
-
-def on_gpu(call: LayerCall, device: torch.device = CUDA, lengths_there: bool = False) -> LayerCall:
-    def move(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x.to(device)
-
-    return call.replace(
-        input=move(call.input),
-        h_0=move(call.h_0),
-        c_0=move(call.c_0),
-        weights=[w.to(device) for w in call.weights],
-        resets=move(call.resets),
-        lengths=move(call.lengths) if lengths_there else call.lengths,
-    )
-
-
-def to_cpu(results: dict[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    return {name: x.cpu() if dtype is None else x.cpu().to(dtype) for name, x in results.items()}
-
-
-def compare(case: Case, tolerance: float | None = None, lengths_there: bool = False) -> None:
-    """Results and all gradients of one call against the reference in float64."""
-    call = make_call(case)
-    expected = run_reference(call.to(torch.float64))
-    found = to_cpu(run_layer(on_gpu(call, lengths_there=lengths_there)), torch.float64)
-    tolerance = TOLERANCE[case.dtype] if tolerance is None else tolerance
-    scale = max(1.0, *(float(x.abs().max()) for x in expected.values() if x.numel()))
-    assert_close(found, expected, case, tolerance * scale, tolerance)
-
-
-def fits(variant: str, dtype: torch.dtype) -> bool:
-    if variant == "step":
-        return True
-    newest = torch.cuda.get_device_capability()[0] >= 9
-    return dtype != torch.float64 and (variant == "grid" or newest)
+pytestmark = needs_gpu
 
 
 # --- every option ---
@@ -211,145 +133,7 @@ def test_bad_values_stay_where_they_are() -> None:
     assert not found[:, others].isnan().any()
 
 
-# --- behaviour ---
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_two_runs_give_the_same_bits(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUSTOMLSTM_CUDA_VARIANT", variant)
-    for dtype in (torch.float32, torch.bfloat16):
-        if not fits(variant, dtype):
-            pytest.skip(f"{variant} is not for this GPU")
-        call = on_gpu(make_call(Case(50, 16, 64, 128, bidirectional=True, dtype=dtype)))
-        first = to_cpu(run_layer(call))
-        for _ in range(5):
-            assert_same_bits(to_cpu(run_layer(call)), first, dtype)
-
-
-def test_no_synchronisation() -> None:
-    case = Case(8, 5, 7, 24, bidirectional=True, layout="lengths", resets="some", dtype=torch.float32)
-    calls = [
-        on_gpu(make_call(case), lengths_there=True),
-        on_gpu(make_call(case)),
-        on_gpu(
-            make_call(Case(8, 5, 7, 24, 6, layout="packed", cell="piecewise linear", dtype=torch.bfloat16))
-        ),
-    ]
-    module = customlstm.LSTM(7, 24, 2, batch_first=True, device=CUDA, backend="fused")
-    x, lengths = torch.randn(5, 8, 7, device=CUDA), torch.tensor([8, 0, 3, 5, 1], device=CUDA)
-
-    def everything() -> None:
-        for call in calls:
-            fresh = call.replace(weights=[w.detach().requires_grad_() for w in call.weights])
-            results = torch.ops.customlstm.lstm_layer(*fresh.arguments(), 2)
-            torch.autograd.grad(results[0].sum(), fresh.weights)
-        module(x, lengths=lengths)[0].sum().backward()
-
-    everything()  # cuBLAS makes its handle, the kernels read the device's limits
-    torch.cuda.synchronize()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype feature")
-        try:
-            torch.cuda.set_sync_debug_mode("error")
-            everything()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("layout", ["padded", "packed", "lengths"])
-def test_cuda_graph(layout: str, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Captured once, replayed with other numbers in the same tensors."""
-    if not fits(variant, torch.float32):
-        pytest.skip(f"{variant} is not for this GPU")
-    monkeypatch.setenv("CUSTOMLSTM_CUDA_VARIANT", variant)
-    call = on_gpu(make_call(Case(8, 5, 7, 24, layout=layout, dtype=torch.float32)), lengths_there=True)
-    leaves = [call.input, *call.weights]
-
-    def step() -> list[Tensor]:
-        results = torch.ops.customlstm.lstm_layer(*call.arguments(), 2)
-        saved, needs = (results[0], *results[3:]), [1, 1, 1] + [1] * len(call.weights)
-        grads = torch.ops.customlstm.lstm_layer_backward(
-            *[torch.ones_like(r) for r in results[:4]], *call.arguments(), *saved, needs
-        )
-        return [*results[:4], *grads[:3], *grads[3]]
-
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    for _ in range(3):
-        for leaf in leaves:
-            leaf.copy_(torch.randn_like(leaf) * 0.3)
-        graph.replay()
-        found = [x.clone() for x in captured]
-        for a, b in zip(found, step(), strict=True):
-            assert torch.equal(a, b)
-
-
-def test_two_streams_at_once() -> None:
-    calls = [on_gpu(make_call(Case(200, 16, 64, 128, dtype=torch.bfloat16, seed=k))) for k in range(2)]
-    expected = [to_cpu(run_layer(call)) for call in calls]
-    streams = [torch.cuda.Stream() for _ in calls]
-    torch.cuda.synchronize()
-    found: list[list[dict[str, Tensor]]] = [[], []]
-    for _ in range(10):
-        for k, (call, stream) in enumerate(zip(calls, streams, strict=True)):
-            with torch.cuda.stream(stream):
-                found[k].append(run_layer(call))
-    torch.cuda.synchronize()
-    for runs, wanted in zip(found, expected, strict=True):
-        for run in runs:
-            assert_same_bits(to_cpu(run), wanted, "on a stream of its own")
-
-
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are fewer than two GPUs")
-def test_another_device_than_the_current_one() -> None:
-    call = make_call(Case(6, 5, 7, 24, dtype=torch.float32))
-    first = to_cpu(run_layer(on_gpu(call)))
-    second = run_layer(on_gpu(call, torch.device("cuda", 1)))
-    assert {x.device.index for x in second.values()} == {1} and torch.cuda.current_device() == 0
-    assert_close(to_cpu(second), first, "on cuda:1", 1e-5, 1e-5)
-    mixed = on_gpu(call, torch.device("cuda", 1)).replace(weights=on_gpu(call).weights)
-    with pytest.raises(RuntimeError, match="cuda:0, but input is on cuda:1"):
-        torch.ops.customlstm.lstm_layer(*mixed.arguments(), 0)
-
-
-def test_memory_does_not_grow() -> None:
-    call = on_gpu(make_call(Case(20, 8, 16, 64, bidirectional=True, layout="packed", dtype=torch.bfloat16)))
-    used = []
-    for _ in range(30):
-        run_layer(call)
-        torch.cuda.synchronize()
-        used.append(torch.cuda.memory_allocated())
-    assert used[-1] == used[5]
-
-
-def test_inference_keeps_nothing() -> None:
-    module = customlstm.LSTM(64, 256, device=CUDA, backend="fused")
-    x = torch.randn(400, 64, 64, device=CUDA)
-    with torch.no_grad():
-        module(x)
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        output, states = module(x)
-    kept = torch.cuda.memory_allocated() - before
-    assert kept <= sum(t.untyped_storage().nbytes() for t in (output, *states)) + 4096
-
-
-def test_inference_in_pieces_is_inference_at_once() -> None:
-    """2100 steps of 64 sequences are more than 256 MB of gates."""
-    module = customlstm.LSTM(16, 128, device=CUDA, backend="fused")
-    x = torch.randn(2100, 64, 16, device=CUDA)
-    with torch.no_grad():
-        in_pieces, states = module(x)
-    at_once, others = module(x)
-    for a, b in zip((in_pieces, *states), (at_once, *others), strict=True):
-        assert torch.allclose(a, b, rtol=0, atol=1e-5)
+# --- PyTorch's switches and tools ---
 
 
 def test_tf32_follows_pytorchs_switch() -> None:

@@ -10,13 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
+import support_gpu
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from support_ops import Case
+
 from benchmarks import gpu_check, grid, small_shapes
 from customlstm import _binary
-from customlstm.launch_plan import H200, RTX_5090, DeviceLimits, Tiling, plan
+from customlstm.launch_plan import A100, B200, H200, RTX_3090, RTX_5090, DeviceLimits, Tiling, plan
 
 PYTHON, ROOT = sys.executable, gpu_check.ROOT
 
@@ -132,7 +135,8 @@ def test_commit_is_unknown_without_git(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_gpu_tests_fail_where_a_gpu_is_required() -> None:
-    command = [PYTHON, "-m", "pytest", "-q", "tests/cuda/test_gpu.py", "-p", "no:cacheprovider"]
+    files = ["tests/cuda/test_gpu.py", "tests/cuda/test_gpu_behaviour.py"]
+    command = [PYTHON, "-m", "pytest", "-q", *files, "-p", "no:cacheprovider"]
     environment = {**os.environ, "CUSTOMLSTM_REQUIRE_GPU": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode != 0 and "CUSTOMLSTM_REQUIRE_GPU is set, but torch can use no GPU" in done.stdout
@@ -153,6 +157,16 @@ def test_dtypes_of_the_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUSTOMLSTM_BENCHMARK_DTYPES", "float8")
     with pytest.raises(ValueError, match="'float8', expected some of bfloat16"):
         grid.settings("cuda")
+
+
+@pytest.mark.skipif(not _binary.status().loaded, reason=_binary.status().reason)
+def test_cases_of_the_gpu_tests() -> None:
+    """What the GPU tests build, on the CPU: a layer that fills any GPU, few sequences among many."""
+    for limits in (A100, RTX_3090, H200, B200, RTX_5090):
+        assert support_gpu.case_that_fills(limits, 40).hidden <= 2048
+    for dtype in (torch.float64, torch.bfloat16):
+        case = Case(6, 4, 3, 16, bidirectional=True, dtype=dtype)
+        support_gpu.compare_slice(case, 100, torch.device("cpu"))
 
 
 @pytest.mark.skipif(not _binary.status().loaded, reason=_binary.status().reason)
