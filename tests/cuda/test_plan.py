@@ -22,6 +22,7 @@ from customlstm.launch_plan import (
     H200,
     MATH,
     RTX_3090,
+    RTX_5090,
     VARIANTS,
     DeviceLimits,
     LaunchPlan,
@@ -30,7 +31,7 @@ from customlstm.launch_plan import (
 
 pytestmark = pytest.mark.skipif(not _binary.status().loaded, reason=_binary.status().reason)
 
-DEVICES = {"A100": A100, "RTX_3090": RTX_3090, "H100": H100, "H200": H200, "B200": B200}
+DEVICES = {"A100": A100, "RTX_3090": RTX_3090, "H100": H100, "H200": H200, "B200": B200, "RTX_5090": RTX_5090}
 DEPTH = {"float32": 4, "float64": 4, "bfloat16": 16, "float16": 16, "tf32": 8}
 BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2, "tf32": 4}
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
@@ -144,13 +145,12 @@ def random_call(source: random.Random, **given: Any) -> dict[str, Any]:
 
 
 def test_no_hole_in_hidden_size() -> None:
+    """Every size, each on a device and in an arithmetic of its own."""
     source = random.Random(0)
-    near_64 = {64 * n + d for n in range(1, 129) for d in (-1, 0, 1)}
-    for hidden in sorted({*range(1, 301), *near_64} - {8193}):
-        for limits in DEVICES.values():
-            for arithmetic in MATH:
-                batch = source.choice([1, 7, 8, 16, 63, 64, 65, 128, 1023, 1024])
-                check(limits, random_call(source, hidden_size=hidden, math=arithmetic, batch=batch))
+    for hidden in range(1, 8193):
+        limits = source.choice(list(DEVICES.values()))
+        batch = source.choice([1, 7, 8, 16, 63, 64, 65, 128, 1023, 1024])
+        check(limits, random_call(source, hidden_size=hidden, batch=batch))
 
 
 def test_no_hole_in_batch() -> None:
