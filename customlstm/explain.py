@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import compat, dispatch, functional, launch_plan
+from . import compat, dispatch, functional, launch_plan, ops
 from .modules import LSTM, LSTMCell
 
 _KEPT = {0: "keeps nothing", 1: "keeps the cell states", 2: "keeps what backward needs"}
@@ -24,7 +24,8 @@ class Explanation:
             PyTorch on cpu".
         layers: one line for every layer: the operator, its sizes, what it keeps for backward.
         reason: why no fused kernel runs; None if one does.
-        refused: whether the call would raise, because ``backend="fused"`` was asked for.
+        refused: whether the call or its backward would raise RuntimeError, because ``backend="fused"`` was
+            asked for, or by CUSTOMLSTM_CUDA_VARIANT a variant that does not fit.
         plans: on a GPU, the launch plan of every layer: the variant and its tiling, and why the others do not
             fit; forward, and backward where a gradient will be wanted.
     """
@@ -45,7 +46,8 @@ class Explanation:
         if self.reason is not None:
             lines.append(f"not fused, because {self.reason}")
         if self.refused:
-            lines.append("backend='fused' was asked for: the call raises RuntimeError")
+            asked = "backend='fused' was asked for: " if self.backend == "reference" else ""
+            lines.append(f"{asked}the call raises RuntimeError")
         return "\n".join(lines)
 
 
@@ -81,16 +83,22 @@ def explain(
         reason = dispatch.why_not_fused(data.device, data.dtype, module._cell_name, tensors)
     fused = reason is None
     kept = _what_is_kept(module, data, h, c, weights, layers)
+    refused = wanted == "fused" and not fused and not dispatch.is_traced(tensors)
     plans: list[str] = []
     if fused and data.device.type == "cuda":
         batch_sizes = input.batch_sizes if isinstance(input, PackedSequence) else None
-        plans = [_plans(module, data, batch_sizes, lengths, save) for save in kept]
+        dtype = _computed_dtype(module, data, c)
+        for save in kept:
+            found = _plans(module, data, dtype, batch_sizes, lengths, save)
+            plans.append("\n".join(f"{name}, {plan}" for name, plan in found.items()))
+            reason = reason or _why_forced_does_not_fit(found)
+        refused = reason is not None
     return Explanation(
         backend="fused" if fused else "reference",
         kernel=_fused_kernel(data.device) if fused else f"plain PyTorch on {data.device.type}",
         layers=tuple(_layer_lines(module, weights, layers, fused, kept)),
         reason=reason,
-        refused=wanted == "fused" and not fused and not dispatch.is_traced(tensors),
+        refused=refused,
         plans=tuple(plans),
     )
 
@@ -119,16 +127,53 @@ def _fused_kernel(device: torch.device) -> str:
     return f"{device.type} sm_{major}{minor}"
 
 
-def _plans(module: Any, data: Tensor, batch_sizes: Tensor | None, lengths: Tensor | None, save: int) -> str:
-    """The launch plans of one layer; all layers of a call differ in what they keep at most."""
+def _computed_dtype(module: Any, data: Tensor, c: Tensor | None) -> torch.dtype:
+    """The dtype that the operator computes in: that of the input, or what autocast makes of it."""
+    kind = data.device.type
+    if kind not in ops.AUTOCAST_DEVICES or not torch.is_autocast_enabled(kind) or data.dtype == torch.float64:
+        return data.dtype
+    is_step = isinstance(module, (LSTMCell, compat.LSTMCell))
+    if is_step and (data if c is None else c).dtype == torch.float32:
+        return torch.float32  # a float32 cell state stays so, and with it the step
+    return torch.get_autocast_dtype(kind)
+
+
+def _forced_variant() -> str | None:
+    """CUSTOMLSTM_CUDA_VARIANT; for a name that is none it raises what the call raises."""
+    name = os.environ.get("CUSTOMLSTM_CUDA_VARIANT") or None
+    if name is not None and name not in launch_plan.VARIANTS:
+        raise RuntimeError(f'CUSTOMLSTM_CUDA_VARIANT is "{name}", expected step, grid or cluster')
+    return name
+
+
+def _why_forced_does_not_fit(plans: dict[str, launch_plan.LaunchPlan]) -> str | None:
+    forced = _forced_variant()
+    for name, plan in plans.items():
+        if plan.tiling is None:
+            why = plan.why_not[forced]
+            return f"CUSTOMLSTM_CUDA_VARIANT asks for {forced}, which does not fit: {name}, {why}"
+    return None
+
+
+def _plans(
+    module: Any,
+    data: Tensor,
+    dtype: torch.dtype,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    save: int,
+) -> dict[str, launch_plan.LaunchPlan]:
+    """The launch plans of one layer, by names like "forward float32".
+
+    All layers of a call differ in what they keep at most.
+    """
     steps, batch, ragged = _sizes(module, data, batch_sizes, lengths)
-    math = str(data.dtype).removeprefix("torch.")
+    math = str(dtype).removeprefix("torch.")
     if math == "float32" and torch.backends.cuda.matmul.fp32_precision == "tf32":
         math = "tf32"
     index = torch.cuda.current_device() if data.device.index is None else data.device.index
-    lines = []
-    for backward in (False, True) if save == 2 else (False,):
-        found = launch_plan.plan(
+    return {
+        f"{'backward' if backward else 'forward'} {math}": launch_plan.plan(
             launch_plan.DeviceLimits.from_device(index),
             steps=steps,
             batch=batch,
@@ -138,10 +183,10 @@ def _plans(module: Any, data: Tensor, batch_sizes: Tensor | None, lengths: Tenso
             math=math,
             backward=backward,
             ragged=ragged,
-            variant=os.environ.get("CUSTOMLSTM_CUDA_VARIANT") or None,
+            variant=_forced_variant(),
         )
-        lines.append(f"{'backward' if backward else 'forward'} {math}, {found}")
-    return "\n".join(lines)
+        for backward in ((False, True) if save == 2 else (False,))
+    }
 
 
 def _sizes(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import customlstm
-from customlstm import gpu
+from customlstm import _binary, dispatch, gpu
+from customlstm.launch_plan import H200, DeviceLimits
 
 ops = torch.ops.customlstm
 STANDARD = customlstm.Cell().encode()
@@ -59,6 +62,83 @@ def test_tensors_on_two_devices_are_refused() -> None:
         own = [w.to("cpu") for w in weights(4, 6, 0, 1, torch.float32)]
         with pytest.raises(RuntimeError, match="on cuda"):
             ops.lstm_layer(x, None, None, own, None, None, None, *STANDARD, True, False, False, 0)
+
+
+# --- explain, with an H200's limits
+
+
+@pytest.fixture
+def h200(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if there were one: what ``explain`` asks torch and the library about it."""
+    if not _binary.status().loaded:
+        pytest.skip("the compiled library plans")
+    monkeypatch.setattr(dispatch, "why_not_fused", lambda *args: None)
+    monkeypatch.setattr(DeviceLimits, "from_device", lambda index: H200)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    for kind in (customlstm.LSTM, customlstm.LSTMCell):  # fake tensors have no random numbers on a GPU
+        monkeypatch.setattr(kind, "reset_parameters", lambda self: None)
+    monkeypatch.delenv("CUSTOMLSTM_CUDA_VARIANT", raising=False)
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    with FakeTensorMode():
+        yield
+    torch.set_autocast_enabled("cuda", before[0])
+    torch.set_autocast_dtype("cuda", before[1])
+
+
+def layer(hidden: int = 512, dtype: torch.dtype = torch.float32) -> tuple[customlstm.LSTM, Tensor]:
+    place = {"device": "cuda", "dtype": dtype}
+    return customlstm.LSTM(4, hidden, backend="fused", **place), torch.empty(5, 3, 4, **place)
+
+
+@pytest.mark.usefixtures("h200")
+def test_explain_plans_for_the_dtype_of_autocast() -> None:
+    module, x = layer()
+    x_0 = torch.empty(3, 4, device="cuda")
+    single, double = customlstm.LSTMCell(4, 8, device="cuda"), layer(dtype=torch.float64)
+    assert "forward float32, " in str(customlstm.explain(module, x))
+    torch.set_autocast_enabled("cuda", True)
+    for dtype in (torch.bfloat16, torch.float16):
+        torch.set_autocast_dtype("cuda", dtype)
+        for way in ("forward", "backward"):
+            assert f"{way} {str(dtype)[6:]}, " in str(customlstm.explain(module, x))
+        assert "forward float64, " in str(customlstm.explain(*double))
+        # The cell state of a step stays float32, and the step is computed in it; unless it came rounded.
+        assert "forward float32, " in str(customlstm.explain(single, x_0))
+        rounded = [torch.empty(3, 8, device="cuda", dtype=dtype) for _ in range(2)]
+        assert f"forward {str(dtype)[6:]}, " in str(customlstm.explain(single, x_0, rounded))
+
+
+@pytest.mark.usefixtures("h200")
+@pytest.mark.parametrize("backend", ["fused", "auto"])
+def test_explain_a_forced_variant_that_does_not_fit(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call raises, whatever the backend: the kernel is the fused one."""
+    module, x = layer(1024)
+    module.backend = backend
+    for variant, refused in (("step", False), ("grid", True), ("cluster", True)):
+        monkeypatch.setenv("CUSTOMLSTM_CUDA_VARIANT", variant)
+        found = customlstm.explain(module, x)
+        assert (found.backend, found.refused) == ("fused", refused)
+        assert (found.reason is not None) == str(found).endswith("\nthe call raises RuntimeError") == refused
+        if refused:
+            assert f"CUSTOMLSTM_CUDA_VARIANT asks for {variant}, which does not fit: " in found.reason
+            assert f", {variant}: hidden size 1024" in found.reason
+    monkeypatch.setenv("CUSTOMLSTM_CUDA_VARIANT", "grid")
+    with torch.no_grad():  # forward alone fits
+        assert not customlstm.explain(module, x).refused
+
+
+@pytest.mark.usefixtures("h200")
+def test_explain_a_misspelt_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same error as that of the call, which test_torch_side.py and test_gpu.py expect."""
+    monkeypatch.setenv("CUSTOMLSTM_CUDA_VARIANT", "fast")
+    with pytest.raises(
+        RuntimeError, match='CUSTOMLSTM_CUDA_VARIANT is "fast", expected step, grid or cluster'
+    ):
+        customlstm.explain(*layer())
+
+
+# --- GPUs that do not fit
 
 
 @pytest.mark.parametrize(

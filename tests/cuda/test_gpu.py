@@ -192,6 +192,12 @@ def test_explain_shows_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "forward float32, " in str(found) and "backward float32, " in str(found)
     monkeypatch.setenv("CUSTOMLSTM_CUDA_VARIANT", "step")
     assert "forward float32, step: " in str(customlstm.explain(module, x))
+    with torch.autocast("cuda", torch.bfloat16):
+        assert "forward bfloat16, step: " in str(customlstm.explain(module, x))
+    monkeypatch.setenv("CUSTOMLSTM_CUDA_VARIANT", "fast")
+    for call in (module, lambda x: customlstm.explain(module, x)):
+        with pytest.raises(RuntimeError, match='"fast", expected step, grid or cluster'):
+            call(x)
 
 
 # --- errors ---
