@@ -27,11 +27,16 @@ SMOOTH_CELLS = [
 TOLERANCES = {"fma64": 1e-12, "fma32": 5e-6, "tf32": 6e-3, "f16": 6e-3, "bf16": 5e-2}
 
 
+LARGER = 10  # one seed of so many draws a layer of several blocks, chunks of columns and turns of the operand
+
+
 def draw_layer(seed: int, math: str) -> Layer:
     draw, dtype = random.Random(seed), DTYPES[math]
     generator = torch.Generator().manual_seed(seed)
     steps, batch = draw.choice([1, 2, 3, 4]), draw.choice([1, 2, 3, 7, 9, 17])
     inputs, hidden = draw.choice([1, 3, 6]), draw.choice([1, 4, 7, 12, 17, 33])
+    if seed % LARGER == 0:
+        steps, batch, hidden = draw.choice([(7, 9, 33), (3, 41, 33), (7, 41, 17), (7, 9, 61)])
     state = draw.choice([hidden, hidden, draw.randint(1, 2 * hidden)])
     projection = state != hidden
     bias, bidirectional = draw.random() < 0.7, draw.random() < 0.5
@@ -66,15 +71,15 @@ def draw_layer(seed: int, math: str) -> Layer:
 
 
 def draw_tilings(seed: int, layer: Layer, variant: str, math: str) -> tuple[Tiling, Tiling]:
-    """For forward and backward."""
+    """For forward and backward: of what a plan may choose, 8 to 24 units forward and 16 to 48 backward."""
     draw = random.Random(1000 + seed)
     batch, hidden, state = layer.sizes[1], layer.sizes[3], layer.sizes[4]
     least = DEPTHS[math] if variant == "cluster" else 8
     column_tiles = [1] if math == "fma64" else [1, 4]
     forward, backward = (
         tile(
-            variant, hidden, state, batch, max(least, smallest) * draw.choice([1, 1, 2]),
-            draw.choice(column_tiles), draw.choice([1, 2, 3, 4]), draw.choice([1, 2]),
+            variant, hidden, state, batch, max(least, smallest) * draw.choice([1, 2, 3]),
+            draw.choice(column_tiles), draw.choice([1, 2, 4, 8]), draw.choice([1, 2]),
         )
         for smallest in (8, 16)
     )  # fmt: skip
