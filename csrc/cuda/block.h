@@ -254,22 +254,14 @@ struct Block {
     return device::shared<S>(0, p.tiling.warps * shape.row_tiles * kTileRows * (kChunk + 1), "partial sums");
   }
 
-  // Depths whose operands are loaded before the first of them is multiplied: as many as registers hold. Weights in
-  // shared memory are near enough to be loaded when their turn comes.
-  template <int kRows>
-  struct InFlight {
-    static constexpr int kRegisters =
-        int(kColumnTiles * sizeof(TileB<M>) + (kResident ? 0 : kRows * sizeof(TileA<M>))) / 4;
-    // With more the cell would spill.
-    static constexpr bool kManySums = sizeof(S) == 8 || (!kResident && kRows * kColumnTiles > 8);
-    static constexpr int kFit = kManySums || kRegisters > 32 ? 1 : kRegisters > 12 ? 2 : kRegisters > 4 ? 4 : 8;
-    static constexpr int kDepths = kFit < device::kMostLoadsAhead ? kFit : device::kMostLoadsAhead;
-  };
+  static_assert(sizeof(TileA<M>) == 4 * tile_a_registers(M::kKind), "tiling.h counts these registers");
+  static_assert(sizeof(TileB<M>) == 4 * tile_b_registers(M::kKind), "tiling.h counts these registers");
 
   template <int kRows, class W, class B>
   CUSTOMLSTM_DEVICE void multiply_rows(const ProductShape& shape, const Weights<M, W>& weights, const B& operand,
                                        int row_tile, int column_tile) const {
-    constexpr int kInFlight = InFlight<kRows>::kDepths;
+    constexpr int kInFlight =
+        depths_in_flight(M::kKind, kVariant, kRows, kColumnTiles, device::kMostLoadsAhead);
     const int lane = device::lane(), warp = device::warp();
     S sums[kRows][kColumnTiles][4];
 #pragma unroll

@@ -15,7 +15,7 @@ namespace {
 
 constexpr int kOldest = 80;          // compute capability
 constexpr int kProbeThreads = 256;   // as many as the recurrences have at most
-constexpr int kLargestCluster = 16;
+constexpr int kLargestCluster = 16, kPortableCluster = 8;   // blocks; the first where the device grants it
 
 // Stands for any kernel that takes all of a block's shared memory.
 __global__ void __launch_bounds__(kProbeThreads) probe() {}
@@ -95,9 +95,12 @@ DeviceLimits read_limits(int device) {
   if (attribute(cudaDevAttrClusterLaunch, device, "cluster launch") == 0) return limits;
   check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes), device,
         "shared memory of a block");
-  check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), device,
-        "clusters of more than 8 blocks");
-  for (int blocks = kLargestCluster; blocks > 1 && limits.clusters == 0; blocks /= 2) {
+  int largest = kLargestCluster;
+  if (cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) != cudaSuccess) {
+    cudaGetLastError();   // no reason to fail every call, those of other variants too
+    largest = kPortableCluster;
+  }
+  for (int blocks = largest; blocks > 1 && limits.clusters == 0; blocks /= 2) {
     limits.clusters = resident_clusters(blocks, limits.shared_bytes);
     limits.cluster_blocks = limits.clusters > 0 ? blocks : 1;
   }

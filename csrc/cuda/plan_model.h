@@ -31,20 +31,21 @@ struct Machine {
   double memory;                            // from device memory, where all read,
   double remote;                            // to the shared memory of other blocks of a cluster
   double launch_us, flags_us, cluster_us;   // the least time of one exchange
+  int32_t most_loads_ahead;                 // kMostLoadsAhead of device/cuda.h: what ptxas allows without spills
 };
 
 constexpr Machine kMachines[] = {
     // A100: 108 multiprocessors at 1.41 GHz, 312 TFLOP/s in bf16, 156 in TF32, 19.5 in float32, 9.7 in float64, 5120
     // bytes a cycle from the L2, of which some 85 % are reached, 1555 to 2039 GB/s (A100 whitepaper). No clusters.
-    {80, 1410, 64, 32, 1024, 512, 128, 64, 40, 12, 0, 2.5, 1.5, 0},
+    {80, 1410, 64, 32, 1024, 512, 128, 64, 40, 12, 0, 2.5, 1.5, 0, 8},
     // H100 and H200: 132 at 1.755 GHz or more, 990 TFLOP/s in bf16, 67 in float32 (datasheet). mma.sync reaches about
     // 62 % of wgmma's rate, distributed shared memory 2.7 to 3.3 TB/s in all (arXiv:2402.13499, arXiv:2501.12084), the
     // L2 about 5.5 TB/s (Chips and Cheese on the PCIe part). 4.3 TB/s of device memory seen on an H200; an H100 has 0.7
     // of that.
-    {90, 1755, 128, 64, 1270, 635, 128, 64, 24, 18.5, 12, 2.5, 1.5, 0.35},
+    {90, 1755, 128, 64, 1270, 635, 128, 64, 24, 18.5, 12, 2.5, 1.5, 0.35, 8},
     // B200: 148 at 1.85 GHz, 8 TB/s (datasheet). mma.sync, not tcgen05, which it lags far behind: a guess. L2 and
     // distributed shared memory: taken to be Hopper's.
-    {100, 1850, 128, 64, 1024, 512, 128, 64, 24, 26, 12, 2.5, 1.5, 0.35},
+    {100, 1850, 128, 64, 1024, 512, 128, 64, 24, 26, 12, 2.5, 1.5, 0.35, 1},
 };
 
 // Latencies in cycles; of the same order on all generations.
@@ -53,9 +54,8 @@ constexpr double kSharedCycles = 33, kL2Cycles = 280, kMemoryCycles = 700;
 constexpr double kInstructionCycles = 34;  // of one matrix instruction; the next of the same sums waits for it
 constexpr double kCellCycles = 450;        // of one cell: five activations one after the other
 constexpr double kCellInstructions = 160;
-// How block.h multiplies: the sums of four row tiles at a time, so operand B is read once for each four. Depth tiles
-// whose loads are in flight at once: about those of block.h's InFlight, fewer where weights come through the L2 too.
-constexpr int64_t kRowTilesAtOnce = 4, kDepthTilesAtOnce = 8, kDepthTilesAtOnceStep = 2;
+// How block.h multiplies: the sums of four row tiles at a time, so operand B is read once for each four.
+constexpr int64_t kRowTilesAtOnce = 4;
 // Plain multiply-adds read an operand every other instruction, with 4 tiles of columns less often.
 constexpr double kFmaEfficiency = 0.4, kFmaEfficiencyWide = 0.6;
 constexpr double kSchedulers = 4;          // of a multiprocessor, each with its matrix unit
@@ -166,7 +166,9 @@ class TimeModel {
       }
     }
     const double turns = std::ceil(n / at_once);
-    const double loads = std::ceil(std::ceil(depth_tiles / t.warps) / (step ? kDepthTilesAtOnceStep : kDepthTilesAtOnce));
+    const int32_t rows = int32_t(std::min<int64_t>(p.row_tiles, kRowTilesAtOnce));
+    const double in_flight = depths_in_flight(math, t.variant, rows, t.column_tiles, machine_.most_loads_ahead);
+    const double loads = std::ceil(std::ceil(depth_tiles / t.warps) / in_flight);
     const double chain = loads * passes * ((cluster ? kSharedCycles : kL2Cycles) + kInstructionCycles);
     const double reduction = 2 * sums * t.warps * accumulation_bytes(math) / shared_rate;
     return std::max(cycles, turns * pieces * chain) + turns * pieces * 2 * kSyncCycles + n * reduction;

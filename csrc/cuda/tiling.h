@@ -48,6 +48,25 @@ CUSTOMLSTM_HOST_DEVICE int32_t operand_bytes(MathKind math) {
 }
 CUSTOMLSTM_HOST_DEVICE int32_t accumulation_bytes(MathKind math) { return math == MathKind::kFma64 ? 8 : 4; }
 
+// Registers that one lane's part of a stored tile takes.
+CUSTOMLSTM_HOST_DEVICE int32_t tile_a_registers(MathKind math) {
+  return math == MathKind::kFma32 ? 8 : math == MathKind::kFma64 ? 16 : 4;
+}
+CUSTOMLSTM_HOST_DEVICE int32_t tile_b_registers(MathKind math) {
+  return math == MathKind::kFma32 ? 8 : math == MathKind::kFma64 ? 16 : 2;
+}
+// Depths whose operands a warp loads before it multiplies the first of them, for `rows` tiles at once: as many as
+// registers hold, and at most `most`. Weights in shared memory are near enough to be loaded when their turn comes.
+CUSTOMLSTM_HOST_DEVICE int32_t depths_in_flight(MathKind math, Variant variant, int32_t rows, int32_t column_tiles,
+                                                int32_t most) {
+  const bool resident = variant != Variant::kStep;
+  // With more the cell would spill.
+  const bool many_sums = math == MathKind::kFma64 || (!resident && rows * column_tiles > 8);
+  const int32_t registers = column_tiles * tile_b_registers(math) + (resident ? 0 : rows * tile_a_registers(math));
+  const int32_t fit = many_sums || registers > 32 ? 1 : registers > 12 ? 2 : registers > 4 ? 4 : 8;
+  return fit < most ? fit : most;
+}
+
 // One of the two products of a step. Forward: gates (rows 4 * units a block, depth P) and projection (state_rows,
 // depth H). Backward: that with W_hh transposed (rows: units, or state_rows with projection; depth 4H) and that with
 // W_hr transposed (rows: units, depth P).

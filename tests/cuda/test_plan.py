@@ -249,6 +249,21 @@ def test_landmarks_on_h200(expected: str, shape: tuple[int, int, int, str]) -> N
     assert choice_on_h200(*shape, backward=True) == expected
 
 
+def test_landmarks_on_b200() -> None:
+    """There a product waits for the operands of each depth (kMostLoadsAhead).
+
+    What comes through the L2 costs more than on an H200, and the cluster, whose operands are near, does not.
+    """
+    call: dict[str, Any] = {"steps": 1024, "batch": 16, "math": "bfloat16", "backward": True}
+    wide = [plan(limits, hidden_size=768, **call) for limits in (H200, B200)]
+    assert [found.variant for found in wide] == ["grid", "grid"]
+    assert wide[1].predicted_us > 1.5 * wide[0].predicted_us
+    assert [plan(limits, hidden_size=512, **call).variant for limits in (H200, B200)] == ["grid", "cluster"]
+    near = [plan(limits, hidden_size=128, **call) for limits in (H200, B200)]
+    assert [found.variant for found in near] == ["cluster", "cluster"]
+    assert near[1].predicted_us < 1.1 * near[0].predicted_us
+
+
 def test_no_cluster_before_hopper() -> None:
     for hidden in (32, 128, 512):
         for limits in (A100, RTX_3090):
