@@ -5,7 +5,8 @@ Builds the kernels for the GPUs present, runs the GPU tests, compute-sanitizer's
 and the benchmarks against cuDNN, and ends with a short table. RESULTS_DIR (by default benchmarks/results)
 gets how each part ended and the times as JSON, and each part's output as a log. A later part gets the time
 that the earlier ones leave; what did not fit is said, never left out in silence. The exit code is 0 only if
-every part passed. CUSTOMLSTM_BENCHMARK_DTYPES ("tf32,float32") limits the benchmarks to these.
+every part passed that this GPU can run. CUSTOMLSTM_BENCHMARK_DTYPES ("tf32,float32") limits the benchmarks to
+these.
 """
 
 from __future__ import annotations
