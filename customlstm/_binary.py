@@ -56,11 +56,16 @@ class Status:
 
 
 class _Unusable(Exception):
-    """Carries the reason, and the remedy where it is another one than to rebuild."""
+    """Carries the reason, and the remedy where it is another one than :func:`_remedy`."""
 
     def __init__(self, reason: str, remedy: str | None = None) -> None:
         super().__init__(reason)
-        self.remedy = rebuild_command() if remedy is None else remedy
+        self.remedy = _remedy() if remedy is None else remedy
+
+
+def _remedy() -> str:
+    # What is built anew is the package's own library, of no use while another one is asked for.
+    return "unset CUSTOMLSTM_BINARY" if os.environ.get("CUSTOMLSTM_BINARY") else rebuild_command()
 
 
 _status: Status | None = None
@@ -93,7 +98,8 @@ def _load() -> Status:
         if not path.is_file() and (choice := _why_not_built(path)):
             return Status(False, str(path), choice, rebuild_command(), asked_for=True)
         if not path.is_file():
-            raise _Unusable(f"there is no compiled library: {path.name} is not in {path.parent}")
+            chosen = ", which CUSTOMLSTM_BINARY names" if os.environ.get("CUSTOMLSTM_BINARY") else ""
+            raise _Unusable(f"there is no compiled library: {path.name} is not in {path.parent}{chosen}")
         build = _manifest(path)
         _check(path, build)
         module = _import(path, build)
@@ -166,9 +172,20 @@ def _import(path: Path, build: dict[str, Any]) -> Any:
         raise _Unusable(
             f"the library does not load: {type(error).__name__}: {error} "
             f"(built with torch {build.get('torch')}, this is torch {torch.__version__})"
+            f"{_why_not_this_torch(build)}"
         ) from error
     sys.modules[_MODULE] = module
     return module
+
+
+def _why_not_this_torch(build: dict[str, Any]) -> str:
+    """What the loader's "libtorch_cuda.so: cannot open shared object file" means; else empty."""
+    if build.get("cuda") is None or torch.version.cuda is not None:
+        return ""
+    return (
+        ". A library with CUDA kernels needs a torch built with CUDA, which this one is not: install one "
+        "that is, or build the library anew for this torch, without CUDA kernels"
+    )
 
 
 def rebuild_command() -> str:

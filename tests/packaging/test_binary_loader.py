@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,32 @@ def test_reason(make, outcomes: dict[str, tuple[str, dict]]) -> None:
     assert status["path"] == library
     for text in REASONS[make]:
         assert text in status["reason"]
-    assert "setup.py build_ext --inplace" in status["remedy"] or "pip install" in status["remedy"]
+    assert status["remedy"] == "unset CUSTOMLSTM_BINARY"  # building the package's own would not help
+
+
+@pytest.mark.parametrize("make", [absent, truncated, older_interface], ids=lambda make: make.__name__)
+def test_remedy_for_the_packages_own_library(make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path)
+    for name in ("CUSTOMLSTM_BINARY", "CUSTOMLSTM_DISABLE_BINARY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delitem(sys.modules, "customlstm._C", raising=False)
+    monkeypatch.setattr(_binary, "_PACKAGE", tmp_path)
+    status = _binary._load()
+    assert not status.loaded and REASONS[make][0] in status.reason and "CUSTOMLSTM" not in status.reason
+    assert "pip install --force-reinstall" in status.remedy
+
+
+@pytest.mark.parametrize("torchs_cuda", [None, "13.0"])
+def test_library_with_cuda_kernels_and_a_torch_without(
+    torchs_cuda: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What dlopen says, libtorch_cuda.so is missing, does not name what to install."""
+    library = write(tmp_path, b"no ELF, which fails as well", torch="2.11.0+cu130", cuda={"toolkit": "13.0"})
+    monkeypatch.setattr(_binary.torch.version, "cuda", torchs_cuda)
+    with pytest.raises(_binary._Unusable) as raised:
+        _binary._import(library, json.loads((tmp_path / "_C.json").read_text()))
+    assert "built with torch 2.11.0+cu130" in str(raised.value)
+    assert ("needs a torch built with CUDA" in str(raised.value)) == (torchs_cuda is None)
 
 
 @pytest.mark.parametrize("make", [absent, truncated, not_a_library], ids=lambda make: make.__name__)
