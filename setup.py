@@ -12,6 +12,7 @@ built for the GPUs of this machine, and where there is none for all from Ampere 
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -19,6 +20,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,10 @@ def switch(name: str) -> bool:
 
 
 def why_no_cuda() -> str:
-    """Why this build leaves the CUDA kernels out; empty if it compiles them."""
+    """Why this build leaves the CUDA kernels out; empty if it compiles them.
+
+    customlstm.gpu.how_to_build has a remedy for each of these.
+    """
     import torch
     from torch.utils.cpp_extension import CUDA_HOME
 
@@ -68,6 +73,21 @@ def default_archs() -> str:
     toolkit = tuple(int(number) for number in torch.version.cuda.split(".")[:2])
     blackwell = ";10.0;12.0" if toolkit >= (12, 8) else ""  # older toolkits do not know it
     return f"8.0;8.6;9.0+PTX{blackwell}"
+
+
+@contextlib.contextmanager
+def naming_arch_list() -> Iterator[None]:
+    """torch's error for an architecture that it does not know, with the variable that holds it."""
+    try:
+        yield
+    except ValueError as error:
+        if "CUDA arch" not in str(error):
+            raise
+        given = os.environ.get("TORCH_CUDA_ARCH_LIST")
+        raise SystemExit(
+            f"TORCH_CUDA_ARCH_LIST is {given!r}, which this torch cannot read: {error}. "
+            f"It is a list such as {default_archs()!r}; unset, it is chosen for this machine."
+        ) from error
 
 
 def nvcc_threads() -> int:
@@ -177,7 +197,8 @@ class BuildKernels(build_ext):
             setattr(build, option, getattr(self, option))
         build.ensure_finalized()
         build.force = True  # ninja knows what is out of date; where there is none, everything is
-        build.run()
+        with naming_arch_list():
+            build.run()
         libraries = [Path(build.build_lib, build.get_ext_filename(MODULE))]
         libraries += [Path(build.get_ext_fullpath(MODULE))] if build.inplace else []  # a copy of it
         content = libraries[0].read_bytes()

@@ -107,7 +107,9 @@ def _cuda(status: _binary.Status) -> Iterator[Line]:
         yield "kernels", "none: the compiled library is not loaded"
         return
     if cuda is None:
-        yield "kernels", f"none: {status.build.get('why_no_cuda') or 'the library was built without them'}"
+        reason = status.build.get("why_no_cuda") or "the library was built without them"
+        yield "kernels", f"none: {reason}"
+        yield "for kernels", gpu.how_to_build(reason)
         return
     archs = cuda.get("archs") or "torch's default architectures"
     yield "kernels", f"built with CUDA {cuda.get('toolkit')} for {archs}"

@@ -34,9 +34,26 @@ def why_not_built() -> str | None:
     if build.get("cuda") is not None:
         return None
     reason = build.get("why_no_cuda") or "it was built without them"
-    return (
-        f"the compiled library has no CUDA kernels: {reason}. To build it anew: {_binary.rebuild_command()}"
-    )
+    return f"the compiled library has no CUDA kernels: {reason}. For kernels: {how_to_build(reason)}"
+
+
+def how_to_build(reason: str) -> str:
+    """What gives the library CUDA kernels where ``reason`` left them out, one of those of setup.py.
+
+    Building anew alone would give the same result again. A shell command, or a few words and the command
+    that comes after.
+    """
+    command = _binary.rebuild_command()
+    if "CUSTOMLSTM_NO_CUDA was set" in reason:
+        return f"unset CUSTOMLSTM_NO_CUDA && {command}"
+    if "was built without CUDA" in reason and torch.version.cuda is None:
+        return f"install a torch that was built with CUDA, and a CUDA toolkit of its version; then {command}"
+    if "no CUDA toolkit" in reason:
+        version = f" {torch.version.cuda.partition('.')[0]}" if torch.version.cuda else ""
+        return f"install a CUDA{version} toolkit, and set CUDA_HOME to its folder; then {command}"
+    if "FORCE_CUDA was not set" in reason and why_no_gpu() is not None:
+        return f"build where torch sees the GPU, or here with export FORCE_CUDA=1 && {command}"
+    return command
 
 
 def why_not_capability(capability: tuple[int, int], architectures: str) -> str | None:
