@@ -179,6 +179,32 @@ def test_without_nvcc(
     assert "Install a CUDA toolkit" in capsys.readouterr().out
 
 
+def test_a_wrong_cuda_home_is_refused(
+    check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As by setup.py, though there may be an nvcc on the PATH."""
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert check.main([]) == 2
+    assert f"CUDA_HOME is {tmp_path}, which has no bin/nvcc" in capsys.readouterr().out
+
+
+def test_a_python_that_does_not_exist(
+    check: ModuleType, with_nvcc, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = with_nvcc(GOOD)
+    assert check.main(["--python", "/nonexistent", str(source)]) == 2
+    assert capsys.readouterr().out == "cuda-check: --python /nonexistent: there is no such program.\n"
+    assert log.read_text() == ""
+
+
+def test_jobs_follow_max_jobs(check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_JOBS", "3")
+    assert check.jobs_here() == 3
+    for text in ("", "many"):
+        monkeypatch.setenv("MAX_JOBS", text)
+        assert check.jobs_here() >= 1
+
+
 @pytest.mark.skipif(shutil.which("c++") is None or shutil.which("nm") is None, reason="no compiler")
 def test_a_symbol_that_nobody_has_is_named(check: ModuleType, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
