@@ -117,6 +117,8 @@ def _check(module: Any, input: Any, hx: Any, lengths: Any, resets: Any) -> None:
             isinstance(each, (LSTM, LSTMCell, compat.LSTM, compat.LSTMCell)) for each in module.modules()
         )
         hint = "; pass the layer itself, with the input that it gets" if inside else ""
+        if isinstance(module, (nn.LSTM, nn.LSTMCell)):
+            hint = "; customlstm.convert.to_customlstm makes one of it"
         raise TypeError(f"module must be a customlstm.LSTM or customlstm.LSTMCell, got {name}{hint}")
 
 
