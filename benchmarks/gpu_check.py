@@ -5,14 +5,15 @@ Builds the kernels for the GPUs present, runs the GPU tests, compute-sanitizer's
 and the benchmarks against cuDNN, and ends with a short table. RESULTS_DIR (by default benchmarks/results)
 gets how each part ended and the times as JSON, and each part's output as a log. A later part gets the time
 that the earlier ones leave; what did not fit is said, never left out in silence. The exit code is 0 only if
-every part passed that this GPU can run. CUSTOMLSTM_BENCHMARK_DTYPES ("tf32,float32") limits the benchmarks to
-these.
+every part passed that this GPU can run, and 2 if none was begun. CUSTOMLSTM_BENCHMARK_DTYPES ("tf32,float32")
+limits the benchmarks to these.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib.util
 import json
 import os
 import re
@@ -22,21 +23,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from .grid import DTYPES, chosen_dtypes
 from .table import summary_table
 
-OLDEST, FIRST_WITH_CLUSTERS = (
-    80,
-    90,
-)  # compute capabilities; the package must not be imported before its build
+# Compute capabilities; the package, which knows them too, must not be imported before its build.
+OLDEST, FIRST_WITH_CLUSTERS = 80, 90
 BUDGET = 9 * 60.0
 GRACE = 5.0  # for a command that is interrupted to write what it has
 ROOT = Path(__file__).parents[1]
+USUAL_PLACE = "/usr/local/cuda/bin"  # where torch looks for a toolkit last
 KEPT_LINES = 200  # of the log of a part that passed
 PYTEST = [sys.executable, "-m", "pytest", "-v", "--color=no", "--tb=short", "--maxfail=25", "--durations=10",
           "-o", "faulthandler_timeout=40"]  # fmt: skip
@@ -81,6 +81,7 @@ class Check:
         self.about = about
         self.outcomes: list[Outcome] = []
         results.mkdir(parents=True, exist_ok=True)
+        self._write()  # a folder that cannot be written is known before the first part runs
 
     def left(self) -> float:
         """Seconds for the next part, with those to end it set aside."""
@@ -115,6 +116,9 @@ class Check:
 
     def _add(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
+        self._write()
+
+    def _write(self) -> None:
         content = {"machine": self.about, "parts": [asdict(o) for o in self.outcomes]}
         (self.results / f"{self.name}-outcomes.json").write_text(json.dumps(content, indent=1) + "\n")
 
@@ -275,17 +279,83 @@ def run_all(check: Check, capability: int) -> None:
     run_benchmarks(check)
 
 
-def main() -> int:
-    import torch
+class Refused(Exception):
+    """Carries the sentence that says why nothing was begun."""
 
+
+def missing() -> Iterator[str]:
+    """What the parts need, torch apart, and is not here, each with where it comes from."""
+    for module, package in (("pytest", "pytest"), ("pytest_benchmark", "pytest-benchmark")):
+        if importlib.util.find_spec(module) is None:
+            yield f"{package} (pip install {package})"
+    if not recent_setuptools():
+        yield "setuptools (pip install 'setuptools>=77')"
+    # setup.py looks beside this Python as well; without ninja torch compiles one file after the other.
+    beside = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
+    if shutil.which("ninja", path=beside) is None:
+        yield "ninja (pip install ninja)"
+    toolkit = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if toolkit and shutil.which("nvcc", path=str(Path(toolkit, "bin"))) is None:
+        yield f"nvcc (CUDA_HOME is {toolkit}, which has no bin/nvcc)"
+    elif not toolkit and shutil.which("nvcc") is None and shutil.which("nvcc", path=USUAL_PLACE) is None:
+        yield "nvcc (of a CUDA toolkit: put its bin folder on the PATH, or set CUDA_HOME)"
+
+
+def recent_setuptools() -> bool:
+    """Whether there is one that can read pyproject.toml."""
+    try:
+        return int(metadata.version("setuptools").partition(".")[0]) >= 77
+    except (metadata.PackageNotFoundError, ValueError):
+        return False
+
+
+def prepare() -> Check:
+    """Looks at all that could stop a part later on.
+
+    Raises:
+        Refused: something is missing or wrong.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise Refused(
+            f"{sys.executable} has no torch ({error}). Name an environment whose torch is built with CUDA: "
+            "make gpu-check VENV=/path/to/environment"
+        ) from error
     if not torch.cuda.is_available():
-        print("gpu-check needs a GPU, and torch sees none: use make cuda-check here", file=sys.stderr)
-        return 2
-    about, dtypes = machine(), chosen_dtypes()
+        from customlstm import gpu  # not where there is a GPU: the build replaces the library that this loads
+
+        raise Refused(f"it needs a GPU, and torch can use none: {gpu.why_no_gpu()}. Use make cuda-check here")
+    from .grid import DTYPES, chosen_dtypes
+
+    try:
+        dtypes = chosen_dtypes()
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    absent = list(missing())
+    sanitizer = shutil.which("compute-sanitizer") is not None
+    rest = "" if sanitizer else "compute-sanitizer is not on the PATH: what it checks will not be run"
+    if absent:
+        raise Refused("; ".join(filter(None, [f"missing for {sys.executable}: {', '.join(absent)}", rest])))
+    if rest:
+        print(f"gpu-check: {rest}", file=sys.stderr)
+    about = machine()
     name = f"{about['date']}-{slug(str(about['device']))}"
     if dtypes != DTYPES:
         name += f"-{'-'.join(dtypes)}"  # beside the results of another call
-    check = Check(Path(os.environ.get("RESULTS_DIR", ROOT / "benchmarks" / "results")).resolve(), name, about)
+    results = Path(os.environ.get("RESULTS_DIR") or ROOT / "benchmarks" / "results").resolve()
+    try:
+        return Check(results, name, about)
+    except OSError as error:
+        raise Refused(f"RESULTS_DIR, {results}, cannot be written: {error.strerror}") from error
+
+
+def main() -> int:
+    try:
+        check = prepare()
+    except Refused as error:
+        print(f"gpu-check: {error}.", file=sys.stderr)
+        return 2
     try:
         major, minor = torch.cuda.get_device_capability()
         run_all(check, 10 * major + minor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from support_ops import Case
 
 from benchmarks import gpu_check, grid, small_shapes
-from customlstm import _binary
+from customlstm import _binary, gpu
 from customlstm.launch_plan import A100, B200, H200, RTX_3090, RTX_5090, DeviceLimits, Tiling, plan
 
 PYTHON, ROOT = sys.executable, gpu_check.ROOT
@@ -144,6 +145,84 @@ def test_gpu_tests_fail_where_a_gpu_is_required() -> None:
         [PYTHON, "-c", gpu_check.KERNELS_ARE_LOADED], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 1 and "no CUDA kernels: " in done.stderr
+
+
+@pytest.fixture
+def with_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As if there were a GPU and every tool; results go to the temporary folder."""
+    for name in ("nvcc", "ninja", "compute-sanitizer"):
+        tool = tmp_path / "bin" / name
+        tool.parent.mkdir(exist_ok=True)
+        tool.write_text("#!/bin/sh\n")
+        tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path / "results"))
+    for name in ("CUDA_HOME", "CUDA_PATH", "CUSTOMLSTM_BENCHMARK_DTYPES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_check, "machine", lambda: {"date": "today", "device": "A GPU"})
+    monkeypatch.setattr(gpu_check, "run_all", lambda check: check.run("part", ["true"], 60))
+
+
+def test_without_torch(tmp_path: Path) -> None:
+    """A Python without it, and all else: here one that sees nothing of its environment."""
+    command = [PYTHON, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r});"
+               "from benchmarks import gpu_check; sys.exit(gpu_check.main())"]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "has no torch (" in done.stderr
+    assert done.stderr.count("\n") == 1 and "make gpu-check VENV=" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_check.main() == 2
+    said = capsys.readouterr().err
+    assert str(gpu.why_no_gpu()) in said and "make cuda-check" in said and said.count("\n") == 1
+
+
+@pytest.mark.usefixtures("with_gpu")
+def test_all_that_is_missing_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda name, path=None: None)
+    here = importlib.util.find_spec
+    gone = "pytest_benchmark"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == gone else here(name))
+    monkeypatch.setattr(gpu_check.metadata, "version", lambda name: "68.1.2")
+    assert gpu_check.main() == 2
+    said = capsys.readouterr().err
+    for name in ("pytest-benchmark (", "setuptools (", "ninja (", "nvcc (", "compute-sanitizer is not"):
+        assert name in said
+    assert said.count("\n") == 1 and "pip install pytest)" not in said
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.usefixtures("with_gpu")
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("CUSTOMLSTM_BENCHMARK_DTYPES", "float8", "holds 'float8', expected some of bfloat16"),
+        ("RESULTS_DIR", "/dev/null/results", "RESULTS_DIR, /dev/null/results, cannot be written"),
+        ("CUDA_HOME", "/nonexistent", "CUDA_HOME is /nonexistent, which has no bin/nvcc"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(
+    variable: str, value: str, sentence: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv(variable, value)
+    assert gpu_check.main() == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1
+
+
+@pytest.mark.usefixtures("with_gpu")
+def test_goes_on_without_compute_sanitizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bin" / "compute-sanitizer").unlink()
+    (tmp_path / "bin" / "true").symlink_to("/bin/true")
+    assert gpu_check.main() == 0
+    assert "compute-sanitizer is not on the PATH" in capsys.readouterr().err
+    assert (tmp_path / "results" / "today-a-gpu-outcomes.json").is_file()
 
 
 def test_dtypes_of_the_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
