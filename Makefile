@@ -44,7 +44,8 @@ lint: $(INSTALLED)  ## check the Python code with ruff
 sanitize: $(INSTALLED)  ## run the kernel tests under AddressSanitizer and UBSan, once for each instruction set
 	$(PY) tests/native/sanitize.py $(SANITIZE_TESTS) $(ARGS)
 
-# Needs no environment: any Python compiles, and one that has torch with CUDA links as well.
+# Needs no environment: any Python compiles, and one that has torch with CUDA links as well. On a busy machine:
+# ARGS="--jobs 1 --no-link --archs 90a"
 cuda-check:  ## compile every CUDA kernel and link them, without a GPU; nvcc is needed
 	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) tests/native/cuda_check.py $(ARGS)
 
