@@ -356,6 +356,8 @@ def main() -> int:
     except Refused as error:
         print(f"gpu-check: {error}.", file=sys.stderr)
         return 2
+    import torch  # prepare() has said so where there is none
+
     try:
         major, minor = torch.cuda.get_device_capability()
         run_all(check, 10 * major + minor)
