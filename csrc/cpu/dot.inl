@@ -23,7 +23,7 @@ constexpr int dot_rows() {
 }
 
 // sums[r][first + j] = the lanes' sums of products of R rows with rows of the matrix, over `count` values.
-template <class S, int R, class T>
+template <class Operand, class S, int R, class T>
 CUSTOMLSTM_INLINE void dot_tile(const S* const (&rows)[R], const T* const (&matrix)[dot_rows<S>()],
                                 const T* const (&next)[dot_rows<S>()], int64_t begin, int64_t end, int first,
                                 Vec<S> (&sums)[R][Vec<S>::kLanes]) {
@@ -40,7 +40,7 @@ CUSTOMLSTM_INLINE void dot_tile(const S* const (&rows)[R], const T* const (&matr
     for (int j = 0; j < N; ++j) b[j] = load_as<S>(matrix[j] + k, kLanes);
     for (int r = 0; r < R; ++r) {
       const Vec<S> a = Vec<S>::load(rows[r] + k);
-      for (int j = 0; j < N; ++j) acc[r][j] = fma(a, b[j], acc[r][j]);
+      for (int j = 0; j < N; ++j) acc[r][j] = Operand::multiply_add(a, b[j], acc[r][j]);
     }
   }
   if (k < end) {
@@ -48,7 +48,7 @@ CUSTOMLSTM_INLINE void dot_tile(const S* const (&rows)[R], const T* const (&matr
     for (int j = 0; j < N; ++j) b[j] = load_as<S>(matrix[j] + k, count);
     for (int r = 0; r < R; ++r) {
       const Vec<S> a = load_first(rows[r] + k, count);
-      for (int j = 0; j < N; ++j) acc[r][j] = fma(a, b[j], acc[r][j]);
+      for (int j = 0; j < N; ++j) acc[r][j] = Operand::multiply_add(a, b[j], acc[r][j]);
     }
   }
   for (int r = 0; r < R; ++r)
@@ -56,7 +56,7 @@ CUSTOMLSTM_INLINE void dot_tile(const S* const (&rows)[R], const T* const (&matr
 }
 
 // As multiply_gates in gemm.inl: out[r] = init + rows[r] . W^T, or out[r] += rows[r] . W^T, for units `unit ..`.
-template <class S, int R, class T>
+template <class Operand, class S, int R, class T>
 CUSTOMLSTM_NOINLINE void dot_gates(const S* const (&rows)[R], const T* w, int64_t hidden, int64_t depth, int64_t unit,
                                    const S* init, bool accumulate, S* out) {
   constexpr int kLanes = Vec<S>::kLanes, N = dot_rows<S>();
@@ -70,7 +70,7 @@ CUSTOMLSTM_NOINLINE void dot_gates(const S* const (&rows)[R], const T* w, int64_
           matrix[j] = w + (v * hidden + min64(unit + first + j, hidden - 1)) * depth;
           next[j] = w + (v * hidden + min64(unit + first + N + j, hidden - 1)) * depth;
         }
-        dot_tile<S, R>(rows, matrix, next, begin, end, first, sums);
+        dot_tile<Operand, S, R>(rows, matrix, next, begin, end, first, sums);
       }
       for (int r = 0; r < R; ++r) {
         S* to = out + r * panel_width<S>() + v * kLanes;

@@ -23,19 +23,23 @@ struct ForwardWorkspace {
   }
 };
 
-// The register tiles. They know the accumulation type S only, so that float32 and the two 16-bit types share them
-// (they are nearly all of the code and of the time to compile it); `output` is null where it needs a conversion.
-template <class S, class Cell>
+// The register tiles. They know the accumulation type S and the operand only, so that float32 and the 16-bit types that
+// are multiplied as float32 share them (they are nearly all of the code and of the time to compile it); `output` is
+// null where it needs a conversion.
+template <class S, class Cell, class Operand>
 struct ForwardTiles {
   static constexpr int kLanes = Vec<S>::kLanes;
   static constexpr int64_t kWidth = kPanelVectors * kLanes;
   using Workspace = ForwardWorkspace<S>;
+  using Stored = typename Operand::Stored;
+  template <int R>
+  using Products = Tile<S, R, kPanelVectors, Operand>;
 
   template <int R>
   static CUSTOMLSTM_NOINLINE void project_tile(const S* const* x, int64_t depth, const S* panel, const S* bias, S* out) {
     const S* rows[R];
     for (int r = 0; r < R; ++r) rows[r] = x[r];
-    Tile<S, R>::template multiply<kSumBlock>(rows, 1, panel, depth, {bias, 0, nullptr, 0}, out, kWidth);
+    Products<R>::template multiply<kSumBlock>(rows, 1, panel, depth, {bias, 0, nullptr, 0}, out, kWidth);
   }
 
   // Rows i .. i + R - 1, units unit .. unit + kLanes - 1: recurrent product, cell, new state, saved values. With depth
@@ -43,12 +47,12 @@ struct ForwardTiles {
   template <int R>
   static CUSTOMLSTM_NOINLINE void cell_tile(const ForwardParams& p, const Workspace& w, const Job& job, int64_t t,
                                             int64_t parity, int64_t unit, int64_t i, const S* panel, int64_t depth,
-                                            const S* gates_x, S* output) {
+                                            const S* gates_x, Stored* output) {
     const S* rows[R];
     for (int r = 0; r < R; ++r) rows[r] = w.h_row(p.g, job, parity, i + r);
     // Through memory, which is the first-level cache: the cell needs more registers than the tile leaves.
     alignas(64) S gates[R * kWidth];
-    Tile<S, R>::template multiply<kSumBlock>(rows, 1, panel, depth, {nullptr, 0, gates_x, kWidth}, gates, kWidth);
+    Products<R>::template multiply<kSumBlock>(rows, 1, panel, depth, {nullptr, 0, gates_x, kWidth}, gates, kWidth);
     const CellStep step = {t, parity, unit, output};
     int r = 0;
     for (; r + kCellRows <= R; r += kCellRows) {
@@ -59,7 +63,7 @@ struct ForwardTiles {
 
   struct CellStep {
     int64_t t, parity, unit;
-    S* output;
+    Stored* output;
   };
   static constexpr int kCellRows = 2;   // rows through the cell at a time: more would spill
 
@@ -79,9 +83,9 @@ struct ForwardTiles {
       const int64_t row = g.step_row[step.t] + job.columns[i + r];
       c.row[r].store(w.c_row(g, job, i + r) + unit);
       if (g.projection) {
-        h.row[r].store(w.projecting_row(g, job, i + r) + unit);
+        Operand::store(h.row[r], w.projecting_row(g, job, i + r), unit);
       } else {
-        h.row[r].store(w.h_row(g, job, 1 - step.parity, i + r) + unit);
+        Operand::store(h.row[r], w.h_row(g, job, 1 - step.parity, i + r), unit);
         if (step.output) {
           store_as(h.row[r], step.output + (row * g.directions + job.direction) * g.output_size + unit, lanes);
         }
@@ -101,19 +105,24 @@ struct ForwardTiles {
   // h_t = W_hr h: rows i .. i + R - 1, columns first .. of the hidden state.
   template <int R>
   static CUSTOMLSTM_NOINLINE void projection_tile(const ForwardParams& p, const Workspace& w, const Job& job, int64_t t,
-                                                  int64_t parity, int64_t first, int64_t i, S* output) {
+                                                  int64_t parity, int64_t first, int64_t i, Stored* output) {
     const Geometry& g = p.g;
+    const int64_t depth = Operand::elements(g.hidden_size);
     const S* rows[R];
     for (int r = 0; r < R; ++r) rows[r] = w.projecting_row(g, job, i + r);
-    Tile<S, R>::template multiply<kSumBlock>(rows, 1, w.w_hr[job.direction] + first * g.hidden_size, g.hidden_size,
-                                             {nullptr, 0, nullptr, 0}, w.h_row(g, job, 1 - parity, i) + first,
-                                             w.h_stride);
+    alignas(64) S h[R * kWidth];
+    Products<R>::template multiply<kSumBlock>(rows, 1, w.w_hr[job.direction] + first / kWidth * depth * kWidth, depth,
+                                              {nullptr, 0, nullptr, 0}, h, kWidth);
     for (int r = 0; r < R; ++r) {
-      S* h = w.h_row(g, job, 1 - parity, i + r) + first;
-      if (!output) continue;
       const int64_t row = g.step_row[t] + job.columns[i + r];
-      narrow(h, output + (row * g.directions + job.direction) * g.output_size + first,
-             min64(kWidth, g.output_size - first));
+      for (int64_t v = 0; v < kPanelVectors; ++v) {
+        const int64_t unit = first + v * kLanes;
+        const Vec<S> part = Vec<S>::load(h + r * kWidth + v * kLanes);
+        Operand::store(part, w.h_row(g, job, 1 - parity, i + r), unit);
+        if (!output || unit >= g.output_size) continue;
+        store_as(part, output + (row * g.directions + job.direction) * g.output_size + unit,
+                 int(min64(kLanes, g.output_size - unit)));
+      }
     }
   }
 };
@@ -127,12 +136,18 @@ struct Forward {
   // Short steps are taken several at a time, until there are kChunkRows; a long one in blocks of kBlockRows.
   static constexpr int64_t kChunkRows = 48, kBlockRows = 96;
 
+  using Operand = typename OperandOf<T>::Type;
+  using Stored = typename Operand::Stored;
   using Workspace = ForwardWorkspace<S>;
-  using Tiles = ForwardTiles<S, Cell>;
+  using Tiles = ForwardTiles<S, Cell, Operand>;
 
   static CUSTOMLSTM_INLINE int64_t unit_blocks(const Geometry& g) { return ceil_div(g.hidden_size, kLanes); }
   static CUSTOMLSTM_INLINE int64_t output_panels(const Geometry& g) { return ceil_div(g.output_size, kWidth); }
   static CUSTOMLSTM_INLINE int64_t chunk_rows(const Geometry& g) { return kChunkRows + min64(kBlockRows, g.batch); }
+
+  // Depth of the two products, in elements of the operand.
+  static CUSTOMLSTM_INLINE int64_t input_depth(const Geometry& g) { return Operand::elements(g.input_size); }
+  static CUSTOMLSTM_INLINE int64_t state_depth(const Geometry& g) { return Operand::elements(g.output_size); }
 
   static CUSTOMLSTM_INLINE bool packs(WeightAccess access) { return access == WeightAccess::kPacked; }
 
@@ -140,37 +155,40 @@ struct Forward {
   struct InPlace {
     WeightAccess access;
     const T* matrix;
-    int64_t hidden, depth, unit;
+    int64_t hidden, depth, unit;   // depth in elements of the operand
   };
   template <int R>
   static CUSTOMLSTM_INLINE void multiply_in_place(const InPlace& w, const S* const* rows, const S* init,
                                                   bool accumulate, S* out) {
     const S* factors[R];
     for (int r = 0; r < R; ++r) factors[r] = rows[r];
+    const auto* matrix = Operand::matrix(w.matrix);
     if (w.access == WeightAccess::kAlongRows) {
-      dot_gates(factors, w.matrix, w.hidden, w.depth, w.unit, init, accumulate, out);
+      dot_gates<Operand>(factors, matrix, w.hidden, w.depth, w.unit, init, accumulate, out);
     } else {
-      multiply_gates(factors, w.matrix, w.hidden, w.depth, w.unit, init, accumulate, out);
+      multiply_gates<Operand>(factors, matrix, w.hidden, w.depth, w.unit, init, accumulate, out);
     }
   }
 
   // The input where the tiles can read it themselves. Along rows, its own would often lie a power of two apart.
-  static CUSTOMLSTM_INLINE const S* direct_input(const ForwardParams& p) {
-    const bool direct = sizeof(T) == sizeof(S) && p.g.input_feature_stride == 1 &&
-                        p.plan.w_ih != WeightAccess::kAlongRows;
-    return direct ? static_cast<const S*>(p.input) : nullptr;
+  static CUSTOMLSTM_INLINE const T* direct_input(const ForwardParams& p) {
+    const bool direct = sizeof(T) == sizeof(Stored) && Operand::whole_elements(p.g.input_size) &&
+                        p.g.input_feature_stride == 1 && p.plan.w_ih != WeightAccess::kAlongRows;
+    return direct ? static_cast<const T*>(p.input) : nullptr;
   }
-  static CUSTOMLSTM_INLINE int64_t x_stride(const Geometry& g) { return padded<S>(g.input_size) + kLanes; }
+  static CUSTOMLSTM_INLINE int64_t x_stride(const Geometry& g) {
+    return padded<S>(Operand::elements(g.input_size)) + kLanes;
+  }
 
   // Packed weights and biases; for weights that are kept also copies of the matrices that are not packed.
   static void layout_weights(const ForwardParams& p, Arena& arena, bool keep, Workspace& w) {
     const Geometry& g = p.g;
     const int64_t gate_rows = Cell::kGates * g.hidden_size;
     for (int64_t d = 0; d < g.directions; ++d) {
-      w.w_ih[d] = arena.take<S>(packs(p.plan.w_ih) ? unit_blocks(g) * g.input_size * kWidth : 0);
-      w.w_hh[d] = arena.take<S>(packs(p.plan.w_hh) ? unit_blocks(g) * g.output_size * kWidth : 0);
+      w.w_ih[d] = arena.take<S>(packs(p.plan.w_ih) ? unit_blocks(g) * input_depth(g) * kWidth : 0);
+      w.w_hh[d] = arena.take<S>(packs(p.plan.w_hh) ? unit_blocks(g) * state_depth(g) * kWidth : 0);
       w.bias[d] = arena.take<S>(unit_blocks(g) * kWidth);
-      w.w_hr[d] = arena.take<S>(g.projection ? output_panels(g) * g.hidden_size * kWidth : 0);
+      w.w_hr[d] = arena.take<S>(g.projection ? output_panels(g) * Operand::elements(g.hidden_size) * kWidth : 0);
       w.matrix_ih[d] = p.weights[d].w_ih;
       w.matrix_hh[d] = p.weights[d].w_hh;
       if (keep && !packs(p.plan.w_ih)) w.matrix_ih[d] = arena.take<T>(gate_rows * g.input_size);
@@ -206,7 +224,7 @@ struct Forward {
     const Geometry& g = p.g;
     Arena arena = {base, 0};
     // One cache line more, because rows a power of two apart would all lie in the same few sets of the cache.
-    w.h_stride = padded<S>(g.output_size) + kLanes;
+    w.h_stride = padded<S>(state_depth(g)) + kLanes;
     w.c_stride = padded<S>(g.hidden_size);
     if (p.packed) {
       Arena kept = {static_cast<char*>(const_cast<void*>(p.packed)), 0};
@@ -262,12 +280,12 @@ struct Forward {
       const Range units = share(unit_blocks(g), rank, size);
       for (int64_t u = units.begin; u < units.end; ++u) {
         if (packs(p.plan.w_ih)) {
-          pack_gates(static_cast<const T*>(from.w_ih), g.hidden_size, g.input_size, u * kLanes,
-                     w.w_ih[d] + u * g.input_size * kWidth);
+          pack_gates<Operand>(static_cast<const T*>(from.w_ih), g.hidden_size, g.input_size, u * kLanes,
+                              w.w_ih[d] + u * input_depth(g) * kWidth);
         }
         if (packs(p.plan.w_hh)) {
-          pack_gates(static_cast<const T*>(from.w_hh), g.hidden_size, g.output_size, u * kLanes,
-                     w.w_hh[d] + u * g.output_size * kWidth);
+          pack_gates<Operand>(static_cast<const T*>(from.w_hh), g.hidden_size, g.output_size, u * kLanes,
+                              w.w_hh[d] + u * state_depth(g) * kWidth);
         }
         S* bias = w.bias[d] + u * kWidth;
         for (int64_t j = 0; j < kWidth; ++j) {
@@ -283,16 +301,16 @@ struct Forward {
       if (g.projection) {
         const Range panels = share(output_panels(g), rank, size);
         for (int64_t n = panels.begin; n < panels.end; ++n) {
-          pack_transposed(static_cast<const T*>(from.w_hr), g.output_size, g.hidden_size, n * kWidth,
-                          w.w_hr[d] + n * g.hidden_size * kWidth);
+          pack_transposed<Operand>(static_cast<const T*>(from.w_hr), g.output_size, g.hidden_size, n * kWidth,
+                                   w.w_hr[d] + n * Operand::elements(g.hidden_size) * kWidth);
         }
       }
     }
   }
 
   // The output where the tiles can write it themselves.
-  static CUSTOMLSTM_INLINE S* direct_output(const ForwardParams& p) {
-    return sizeof(T) == sizeof(S) ? static_cast<S*>(p.output) : nullptr;
+  static CUSTOMLSTM_INLINE Stored* direct_output(const ForwardParams& p) {
+    return sizeof(T) == sizeof(Stored) ? static_cast<Stored*>(p.output) : nullptr;
   }
 
   static void load_state(const ForwardParams& p, const Workspace& w, const Job& job) {
@@ -305,7 +323,7 @@ struct Forward {
       for (int64_t k = 0; k < w.h_stride; ++k) h[k] = S(0);
       for (int64_t k = 0; k < w.c_stride; ++k) c[k] = S(0);
       if (p.h_0) {
-        widen(static_cast<const T*>(p.h_0) + at * g.output_size, 1, h, g.output_size);
+        Operand::fill_row(static_cast<const T*>(p.h_0) + at * g.output_size, 1, h, g.output_size);
         widen(static_cast<const T*>(p.c_0) + at * g.hidden_size, 1, c, g.hidden_size);
       }
       // A reverse sequence joins late and a finished one is left alone, so both copies hold the state from the start.
@@ -320,7 +338,7 @@ struct Forward {
       const int64_t column = job.columns[i], at = job.direction * g.batch + column;
       // A forward sequence stopped after its own last step; a reverse one joined late and ran to the last.
       const int64_t last = job.direction == 0 ? g.lengths[column] : job.steps;
-      narrow(w.h_row(g, job, last & 1, i), static_cast<T*>(p.h_n) + at * g.output_size, g.output_size);
+      Operand::read_row(w.h_row(g, job, last & 1, i), static_cast<T*>(p.h_n) + at * g.output_size, g.output_size);
       narrow(w.c_row(g, job, i), static_cast<T*>(p.c_n) + at * g.hidden_size, g.hidden_size);
     }
   }
@@ -376,21 +394,21 @@ struct Forward {
       for (int64_t i = i0; i < active && row < rows; ++i, ++row) {
         const int64_t at = g.step_input[t] + job.columns[i] * g.input_column_stride;
         if (direct_input(p)) {
-          w.x_rows[row] = direct_input(p) + at;
+          w.x_rows[row] = reinterpret_cast<const S*>(direct_input(p) + at);
         } else {
           S* x = w.x + row * x_stride(g);
-          widen(static_cast<const T*>(p.input) + at, g.input_feature_stride, x, g.input_size);
+          Operand::fill_row(static_cast<const T*>(p.input) + at, g.input_feature_stride, x, g.input_size);
           w.x_rows[row] = x;
         }
       }
     }
     for (int64_t u = units.begin; u < units.end; ++u) {
-      const S* panel = w.w_ih[job.direction] + u * g.input_size * kWidth;
+      const S* panel = w.w_ih[job.direction] + u * input_depth(g) * kWidth;
       const S* bias = w.bias[job.direction] + u * kWidth;
       S* out = w.gates_x + u * rows * kWidth;
       if (!packs(p.plan.w_ih)) {
         const T* matrix = static_cast<const T*>(w.matrix_ih[job.direction]);
-        const InPlace in_place = {p.plan.w_ih, matrix, g.hidden_size, g.input_size, u * kLanes};
+        const InPlace in_place = {p.plan.w_ih, matrix, g.hidden_size, input_depth(g), u * kLanes};
         for (int64_t i = 0; i < rows; i += kTileRows) {
 #define CUSTOMLSTM_CALL(R) multiply_in_place<R>(in_place, w.x_rows + i, bias, false, out + i * kWidth)
           CUSTOMLSTM_WITH_ROWS(min64(kTileRows, rows - i), CUSTOMLSTM_CALL)
@@ -399,7 +417,7 @@ struct Forward {
         continue;
       }
       for (int64_t i = 0; i < rows; i += kTileRows) {
-#define CUSTOMLSTM_CALL(R) Tiles::template project_tile<R>(w.x_rows + i, g.input_size, panel, bias, out + i * kWidth)
+#define CUSTOMLSTM_CALL(R) Tiles::template project_tile<R>(w.x_rows + i, input_depth(g), panel, bias, out + i * kWidth)
         CUSTOMLSTM_WITH_ROWS(min64(kTileRows, rows - i), CUSTOMLSTM_CALL)
 #undef CUSTOMLSTM_CALL
       }
@@ -415,7 +433,7 @@ struct Forward {
       if (!is_cut(g, job.direction, job.time(step), job.columns[i])) continue;
       S* h = w.h_row(g, job, step & 1, i);
       S* c = w.c_row(g, job, i);
-      for (int64_t k = 0; k < g.output_size; ++k) h[k] = S(0);
+      for (int64_t k = 0; k < state_depth(g); ++k) h[k] = S(0);
       for (int64_t k = 0; k < g.hidden_size; ++k) c[k] = S(0);
     }
     job.barrier();
@@ -426,7 +444,7 @@ struct Forward {
                         int64_t i0, int64_t count, S* gates_x, int64_t chunk) {
     const Geometry& g = p.g;
     const int64_t t = job.time(step), parity = step & 1;
-    const int64_t depth = packs(p.plan.w_hh) ? g.output_size : 0;
+    const int64_t depth = packs(p.plan.w_hh) ? state_depth(g) : 0;
     for (int64_t n = 0; n < units.end - units.begin; ++n) {
       // To and fro: what the last step read last is still in the core's own cache.
       const int64_t u = step % 2 == 0 ? units.begin + n : units.end - 1 - n;
@@ -434,7 +452,7 @@ struct Forward {
       S* from = gates_x + u * chunk * kWidth;
       if (!packs(p.plan.w_hh)) {
         const T* matrix = static_cast<const T*>(w.matrix_hh[job.direction]);
-        const InPlace in_place = {p.plan.w_hh, matrix, g.hidden_size, g.output_size, u * kLanes};
+        const InPlace in_place = {p.plan.w_hh, matrix, g.hidden_size, state_depth(g), u * kLanes};
         for (int64_t i = 0; i < count; i += kTileRows) {
           const S* h[kTileRows];
           const int64_t rows = min64(kTileRows, count - i);
@@ -474,8 +492,9 @@ struct Forward {
     const Range rows = share(active, job.rank, job.size);
     for (int64_t i = rows.begin; i < rows.end; ++i) {
       const int64_t row = g.step_row[t] + job.columns[i];
-      narrow(w.h_row(g, job, 1 - parity, i),
-             static_cast<T*>(p.output) + (row * g.directions + job.direction) * g.output_size, g.output_size);
+      Operand::read_row(w.h_row(g, job, 1 - parity, i),
+                        static_cast<T*>(p.output) + (row * g.directions + job.direction) * g.output_size,
+                        g.output_size);
     }
     if (g.resets) job.barrier();   // the next step's cut_state does write it
   }

@@ -29,7 +29,7 @@ CUSTOMLSTM_INLINE int64_t padded(int64_t n) {
 constexpr int64_t kSumBlock = 128, kGradientSumBlock = 32;
 
 // V: vectors of the panel that are used; the last panel of a matrix may have columns for fewer.
-template <class S, int R, int V = kPanelVectors>
+template <class S, int R, int V = kPanelVectors, class Operand = PlainOperand<S>>
 struct Tile {
   Vec<S> acc[R][V];
 
@@ -51,7 +51,7 @@ struct Tile {
     for (int v = 0; v < V; ++v) b[v] = Vec<S>::load(panel + v * Vec<S>::kLanes);
     for (int r = 0; r < R; ++r) {
       const Vec<S> a = Vec<S>::broadcast(factors[r][k]);
-      for (int v = 0; v < V; ++v) acc[r][v] = fma(a, b[v], acc[r][v]);
+      for (int v = 0; v < V; ++v) acc[r][v] = Operand::multiply_add(a, b[v], acc[r][v]);
     }
   }
   // What a sum starts from and what is added to it at the end; null: nothing. Row r is `stride` elements further.
@@ -121,7 +121,8 @@ struct Tile {
 
 // ---- packing: panel[k][vector][lane], columns beyond the end are zero ----
 
-// Rows `first ..` of a matrix [n, depth] as one vector of each panel row, the rows' values side by side.
+// Rows `first ..` of a matrix [n, depth] as one vector of each panel row, the rows' values side by side; depth and
+// values are those of the operand's elements.
 template <class T, class S>
 CUSTOMLSTM_INLINE void pack_vector(const T* m, int64_t n, int64_t depth, int64_t first, S* to) {
   constexpr int kLanes = Vec<S>::kLanes;
@@ -132,27 +133,46 @@ CUSTOMLSTM_INLINE void pack_vector(const T* m, int64_t n, int64_t depth, int64_t
     for (int64_t j = 0; j < count; ++j) columns[j].store(to + (k + j) * panel_width<S>());
   }
 }
+// The same for rows that do not end with a whole element, one by one.
+template <class Operand, class T, class S>
+CUSTOMLSTM_NOINLINE void pack_split_rows(const T* m, int64_t n, int64_t depth, int64_t first, S* to) {
+  for (int lane = 0; lane < Vec<S>::kLanes; ++lane) {
+    for (int64_t k = 0; k < depth; k += 2) {
+      S element = S(0);
+      if (first + lane < n) Operand::fill_row(m + (first + lane) * depth + k, 1, &element, min64(2, depth - k));
+      to[k / 2 * panel_width<S>() + lane] = element;
+    }
+  }
+}
+template <class Operand, class T, class S>
+CUSTOMLSTM_INLINE void pack_elements(const T* m, int64_t n, int64_t depth, int64_t first, S* to) {
+  if (Operand::whole_elements(depth)) {
+    pack_vector(Operand::matrix(m), n, Operand::elements(depth), first, to);
+  } else {
+    pack_split_rows<Operand>(m, n, depth, first, to);
+  }
+}
 
 // Panel of hidden units `unit ..` of a gate matrix [4H, depth]: vector v holds gate v.
-template <class T, class S>
+template <class Operand, class T, class S>
 CUSTOMLSTM_NOINLINE void pack_gates(const T* w, int64_t hidden, int64_t depth, int64_t unit, S* panel) {
   for (int v = 0; v < kPanelVectors; ++v) {
-    pack_vector(w + v * hidden * depth, hidden, depth, unit, panel + v * Vec<S>::kLanes);
+    pack_elements<Operand>(w + v * hidden * depth, hidden, depth, unit, panel + v * Vec<S>::kLanes);
   }
 }
 
 // Panel of rows `first ..` of a matrix [n, depth], transposed: the columns of matrix^T.
-template <class T, class S>
+template <class Operand, class T, class S>
 CUSTOMLSTM_NOINLINE void pack_transposed(const T* m, int64_t n, int64_t depth, int64_t first, S* panel) {
   for (int v = 0; v < kPanelVectors; ++v) {
-    pack_vector(m, n, depth, first + v * Vec<S>::kLanes, panel + v * Vec<S>::kLanes);
+    pack_elements<Operand>(m, n, depth, first + v * Vec<S>::kLanes, panel + v * Vec<S>::kLanes);
   }
 }
 
 // out[r] = init + rows[r] . W^T, or out[r] += rows[r] . W^T, for units `unit ..` of a gate matrix [4H, depth] that is
 // read where it lies, a vector of each gate: the same sums in the same order as over a packed panel. Turning a square
 // of the matrix in registers costs about as much as packing it, so this is for weights that are used once or twice.
-template <class S, int R, class T>
+template <class Operand, class S, int R, class T>
 CUSTOMLSTM_NOINLINE void multiply_gates(const S* const (&rows)[R], const T* w, int64_t hidden, int64_t depth,
                                         int64_t unit, const S* init, bool accumulate, S* out) {
   constexpr int kLanes = Vec<S>::kLanes;
@@ -169,13 +189,13 @@ CUSTOMLSTM_NOINLINE void multiply_gates(const S* const (&rows)[R], const T* w, i
         load_columns(gate + k, depth, hidden - unit, kLanes, columns);
 #pragma GCC unroll 16
         for (int j = 0; j < kLanes; ++j)
-          for (int r = 0; r < R; ++r) part[r] = fma(Vec<S>::broadcast(rows[r][k + j]), columns[j], part[r]);
+          for (int r = 0; r < R; ++r) part[r] = Operand::multiply_add(Vec<S>::broadcast(rows[r][k + j]), columns[j], part[r]);
       }
       if (k < end) {
         Vec<S> columns[kLanes];
         load_columns(gate + k, depth, hidden - unit, end - k, columns);
         for (int j = 0; k < end; ++k, ++j)
-          for (int r = 0; r < R; ++r) part[r] = fma(Vec<S>::broadcast(rows[r][k]), columns[j], part[r]);
+          for (int r = 0; r < R; ++r) part[r] = Operand::multiply_add(Vec<S>::broadcast(rows[r][k]), columns[j], part[r]);
       }
       for (int r = 0; r < R; ++r) sum[r] = sum[r] + part[r];
     }

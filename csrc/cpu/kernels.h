@@ -111,9 +111,10 @@ struct KernelTable {
 const KernelTable* kernels_default();
 const KernelTable* kernels_avx2();     // null where the compiler could not build them
 const KernelTable* kernels_avx512();
+const KernelTable* kernels_avx512_bf16();   // has the entries of bfloat16 only
 
-// The table for this CPU, chosen once; the environment variable CUSTOMLSTM_CPU_ISA (default, avx2, avx512) forces a
-// lower one. Throws std::runtime_error for a name that is unknown or that the CPU cannot run.
+// The table for this CPU, chosen once; the environment variable CUSTOMLSTM_CPU_ISA (default, avx2, avx512,
+// avx512_bf16) forces a lower one. Throws std::runtime_error for a name that is unknown or that the CPU cannot run.
 const KernelTable& kernels();
 
 }  // namespace customlstm

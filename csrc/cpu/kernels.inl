@@ -8,6 +8,7 @@
 #include "math.inl"
 #include "activations.inl"
 #include "storage.inl"
+#include "operand.inl"
 #include "gemm.inl"
 #include "dot.inl"
 #include "layout.inl"
@@ -21,18 +22,24 @@
 
 #define CUSTOMLSTM_EACH_CELL(KERNEL, FUNCTION, T) \
   { KERNEL<T, StandardCell>::FUNCTION, KERNEL<T, ConfigurableCell>::FUNCTION }
+// Packed weights are the same for every cell.
+#if CUSTOMLSTM_HAS_BF16   // the rest comes from the instruction set without it: see dispatch.cpp
+#define CUSTOMLSTM_EACH_TYPE(KERNEL, FUNCTION) \
+  { {}, {}, CUSTOMLSTM_EACH_CELL(KERNEL, FUNCTION, BFloat16), {} }
+#define CUSTOMLSTM_EACH_PACKING(FUNCTION) \
+  { nullptr, nullptr, Forward<BFloat16, StandardCell>::FUNCTION, nullptr }
+#else
 #define CUSTOMLSTM_EACH_TYPE(KERNEL, FUNCTION)                                                     \
   {                                                                                                \
     CUSTOMLSTM_EACH_CELL(KERNEL, FUNCTION, float), CUSTOMLSTM_EACH_CELL(KERNEL, FUNCTION, double), \
         CUSTOMLSTM_EACH_CELL(KERNEL, FUNCTION, BFloat16), CUSTOMLSTM_EACH_CELL(KERNEL, FUNCTION, Half) \
   }
-
-// Packed weights are the same for every cell.
 #define CUSTOMLSTM_EACH_PACKING(FUNCTION)                                                                 \
   {                                                                                                       \
     Forward<float, StandardCell>::FUNCTION, Forward<double, StandardCell>::FUNCTION,                      \
         Forward<BFloat16, StandardCell>::FUNCTION, Forward<Half, StandardCell>::FUNCTION                  \
   }
+#endif
 
 const KernelTable kTable = {
     CUSTOMLSTM_ISA_NAME,

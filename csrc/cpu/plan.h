@@ -11,6 +11,8 @@ inline WeightAccess plan_access(const Geometry& g, int64_t depth) {
   // With one sequence packing costs more than it brings, unless rows are so short that the sums of lanes at their end
   // count. With more it brings more: the panels are read in one go, and a tile of rows stays in the cache.
   constexpr int64_t kLongRows = 256;
+  // Two 16-bit values may be one element of a product, and rows of an odd length would end in the middle of one.
+  if (depth % 2 != 0) return WeightAccess::kPacked;
   if (g.batch == 1 && depth >= kLongRows) return WeightAccess::kAlongRows;
   // Weights that are used once: a step of as many sequences as a register tile has rows.
   constexpr int64_t kTile = 6;

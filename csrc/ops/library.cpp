@@ -90,6 +90,7 @@ std::string build_info() {
   std::string kernels = "default";
   if (kernels_avx2()) kernels += " avx2";
   if (kernels_avx512()) kernels += " avx512";
+  if (kernels_avx512_bf16()) kernels += " avx512_bf16";
 #ifdef USE_CUDA
   const std::string cuda = std::string("for ") + cuda::architectures();
 #else

@@ -60,5 +60,6 @@ def test_the_best_one_is_chosen() -> None:
         assert chosen() == os.environ["CUSTOMLSTM_CPU_ISA"]  # raises where this CPU lacks it
         return
     capability = torch.backends.cpu.get_cpu_capability()
-    expected = {"AVX512": "avx512", "AVX2": "avx2"}.get(capability, "default")
+    best = "avx512_bf16" if torch.cpu._is_avx512_bf16_supported() else "avx512"
+    expected = {"AVX512": best, "AVX2": "avx2"}.get(capability, "default")
     assert chosen() == (expected if expected in COMPILED else "default")
