@@ -19,14 +19,14 @@ struct BackwardWorkspace {
 };
 
 // The cell's derivative on some rows. It knows the accumulation type only, like the tiles of the forward pass.
-template <class S, class Cell>
+template <class S, class Cell, class Operand>
 struct BackwardCells {
   static constexpr int kLanes = Vec<S>::kLanes;
   using Workspace = BackwardWorkspace<S>;
 
   static CUSTOMLSTM_INLINE S* gate_row(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t,
                                        int64_t column) {
-    return w.blocks.grad_gates + w.blocks.at(p.g, job.direction, t, column) * Cell::kGates * p.g.hidden_size;
+    return w.blocks.grad_gates + w.blocks.at(p.g, job.direction, t, column) * Operand::elements(Cell::kGates * p.g.hidden_size);
   }
   // The cell state that entered step t of a column, or null for zero.
   static CUSTOMLSTM_INLINE const S* previous_c(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t,
@@ -74,8 +74,8 @@ struct BackwardCells {
     Cell::backward(*static_cast<const CellParams<S>*>(p.cell_params), saved, c_prev, c, dh, dc, da);
     for (int r = 0; r < R; ++r) {
       dc.row[r].store(w.row(w.dc, w.c_stride, g, job, i + r) + unit);
-      S* to = gate_row(p, w, job, t, job.columns[i + r]) + unit;
-      for (int k = 0; k < Cell::kGates; ++k) store_as(da[k].row[r], to + k * g.hidden_size, lanes);
+      S* to = gate_row(p, w, job, t, job.columns[i + r]);
+      for (int k = 0; k < Cell::kGates; ++k) Operand::store_part(da[k].row[r], to, k * g.hidden_size + unit, lanes);
     }
   }
 };
@@ -87,12 +87,16 @@ struct Backward {
   static constexpr int64_t kWidth = kPanelVectors * kLanes;
   static constexpr int kCellRows = 2;   // rows through the cell at a time: more would spill
 
+  using Operand = typename OperandOf<T>::Type;
   using Workspace = BackwardWorkspace<S>;
-  using Cells = BackwardCells<S, Cell>;
+  using Cells = BackwardCells<S, Cell, Operand>;
 
   static CUSTOMLSTM_INLINE int64_t hidden_panels(const Geometry& g) { return ceil_div(g.hidden_size, kWidth); }
   static CUSTOMLSTM_INLINE int64_t output_panels(const Geometry& g) { return ceil_div(g.output_size, kWidth); }
   static CUSTOMLSTM_INLINE int64_t gate_rows(const Geometry& g) { return Cell::kGates * g.hidden_size; }
+  // Depth of the products, in elements of the operand.
+  static CUSTOMLSTM_INLINE int64_t gate_depth(const Geometry& g) { return Operand::elements(gate_rows(g)); }
+  static CUSTOMLSTM_INLINE int64_t state_depth(const Geometry& g) { return Operand::elements(g.output_size); }
 
   // Steps of one block: enough rows for the weight gradients, whose sums are read and written once a block, and not
   // more gradients of the pre-activations than stay in cache. No matter of the threads: they may not change a bit.
@@ -113,9 +117,9 @@ struct Backward {
     w.h_stride = padded<S>(g.output_size);
     w.c_stride = padded<S>(g.hidden_size);
     for (int64_t d = 0; d < g.directions; ++d) {
-      w.w_hh[d] = arena.take<S>(output_panels(g) * gate_rows(g) * kWidth);
-      w.w_ih[d] = arena.take<S>(p.grad_input ? ceil_div(g.input_size, kWidth) * gate_rows(g) * kWidth : 0);
-      w.w_hr[d] = arena.take<S>(g.projection ? hidden_panels(g) * g.output_size * kWidth : 0);
+      w.w_hh[d] = arena.take<S>(output_panels(g) * gate_depth(g) * kWidth);
+      w.w_ih[d] = arena.take<S>(p.grad_input ? ceil_div(g.input_size, kWidth) * gate_depth(g) * kWidth : 0);
+      w.w_hr[d] = arena.take<S>(g.projection ? hidden_panels(g) * state_depth(g) * kWidth : 0);
     }
     const int64_t rows = g.directions * g.batch;
     w.dh = arena.take<S>(rows * w.h_stride);
@@ -128,8 +132,8 @@ struct Backward {
     w.blocks.steps = block_steps(p);
     w.blocks.index = 0;
     const int64_t block_rows = w.blocks.steps * g.batch * g.directions;
-    w.blocks.grad_gates = arena.take<S>(block_rows * gate_rows(g));
-    w.blocks.grad_hidden_state = arena.take<S>(g.projection ? block_rows * g.output_size : 0);
+    w.blocks.grad_gates = arena.take<S>(block_rows * gate_depth(g));
+    w.blocks.grad_hidden_state = arena.take<S>(g.projection ? block_rows * state_depth(g) : 0);
     bool weights = false;
     for (const auto& to : p.grad_weights) weights = weights || to.w_ih || to.w_hh || to.bias || to.w_hr;
     for (int thread = 0; thread < p.plan.threads; ++thread) {
@@ -214,7 +218,7 @@ struct Backward {
   static void pack_matrix(const T* m, int64_t depth, int64_t n, S* to, int rank, int size) {
     const Range panels = share(ceil_div(n, kWidth), rank, size);
     for (int64_t j = panels.begin; j < panels.end; ++j) {
-      pack_columns(m, depth, n, j * kWidth, to + j * depth * kWidth);
+      pack_columns<Operand>(m, depth, n, j * kWidth, to + j * Operand::elements(depth) * kWidth);
     }
   }
 
@@ -269,9 +273,9 @@ struct Backward {
       job.barrier();
       for (int64_t k = 0; k < active; ++k) w.rows[k] = Cells::gate_row(p, w, job, t, job.columns[k]);
       for (int64_t n = outputs.begin; n < outputs.end; ++n) {
-        multiply_rows(w.rows, active, w.w_hh[job.direction] + n * gate_rows(g) * kWidth,
-                      min64(kWidth, g.output_size - n * kWidth), gate_rows(g),
-                      w.row(w.dh, w.h_stride, g, job, 0) + n * kWidth, w.h_stride, false);
+        multiply_rows<Operand>(w.rows, active, w.w_hh[job.direction] + n * gate_depth(g) * kWidth,
+                               min64(kWidth, g.output_size - n * kWidth), gate_depth(g),
+                               w.row(w.dh, w.h_stride, g, job, 0) + n * kWidth, w.h_stride, false);
       }
       if (g.resets) cut_state(p, w, job, t, active, units, outputs);
     }
@@ -279,7 +283,7 @@ struct Backward {
 
   static CUSTOMLSTM_INLINE S* hidden_state_row(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t,
                                                int64_t column) {
-    return w.blocks.grad_hidden_state + w.blocks.at(p.g, job.direction, t, column) * p.g.output_size;
+    return w.blocks.grad_hidden_state + w.blocks.at(p.g, job.direction, t, column) * state_depth(p.g);
   }
 
   // The gradient of the output where the cells can read it themselves.
@@ -297,13 +301,16 @@ struct Backward {
     for (int64_t i = 0; i < active; ++i) {
       const int64_t row = g.step_row[t] + job.columns[i];
       S* dh = w.row(w.dh, w.h_stride, g, job, i);
-      S* to = g.projection ? hidden_state_row(p, w, job, t, job.columns[i]) : dh;
-      if (p.grad_output) {
-        const T* dy = static_cast<const T*>(p.grad_output) + (row * g.directions + job.direction) * g.output_size;
-        for (int64_t k = begin; k < end; ++k) to[k] = dh[k] + S(to_float(dy[k]));
-      } else {
-        for (int64_t k = begin; k < end; ++k) to[k] = dh[k];
+      const T* dy = p.grad_output ? static_cast<const T*>(p.grad_output) +
+                                        (row * g.directions + job.direction) * g.output_size
+                                  : nullptr;
+      if (!g.projection) {
+        for (int64_t k = begin; k < end; ++k) dh[k] = dh[k] + S(to_float(dy[k]));
+        continue;
       }
+      S* to = hidden_state_row(p, w, job, t, job.columns[i]);
+      for (int64_t k = begin; k < end; ++k) Operand::set(to, k, dy ? dh[k] + S(to_float(dy[k])) : dh[k]);
+      if (end == g.output_size && !Operand::whole_elements(end)) Operand::set(to, end, S(0));
     }
   }
 
@@ -312,9 +319,9 @@ struct Backward {
     const Geometry& g = p.g;
     for (int64_t i = 0; i < active; ++i) w.rows[i] = hidden_state_row(p, w, job, t, job.columns[i]);
     for (int64_t n = units.begin; n < units.end; ++n) {
-      multiply_rows(w.rows, active, w.w_hr[job.direction] + n * g.output_size * kWidth,
-                    min64(kWidth, g.hidden_size - n * kWidth), g.output_size,
-                    w.row(w.dprojecting, w.c_stride, g, job, 0) + n * kWidth, w.c_stride, false);
+      multiply_rows<Operand>(w.rows, active, w.w_hr[job.direction] + n * state_depth(g) * kWidth,
+                             min64(kWidth, g.hidden_size - n * kWidth), state_depth(g),
+                             w.row(w.dprojecting, w.c_stride, g, job, 0) + n * kWidth, w.c_stride, false);
     }
   }
 

@@ -24,6 +24,8 @@ CUSTOMLSTM_INLINE int64_t padded(int64_t n) {
   return ceil_div(n, panel_width<S>()) * panel_width<S>();
 }
 
+#include "operand.inl"
+
 // Products that are summed from zero before they are added to the rest. Weight gradients get shorter blocks: their
 // terms have no activation to damp them, and their sums are the longest.
 constexpr int64_t kSumBlock = 128, kGradientSumBlock = 32;
@@ -207,24 +209,30 @@ CUSTOMLSTM_NOINLINE void multiply_gates(const S* const (&rows)[R], const T* w, i
   }
 }
 
-// One row of a panel: columns `first ..` of a contiguous row of n values.
-template <class T, class S>
-CUSTOMLSTM_INLINE void pack_row(const T* row, int64_t stride, int64_t n, int64_t first, S* to) {
-  const int64_t count = min64(panel_width<S>(), n - first);
-  widen(row + first * stride, stride, to, count);
-  for (int64_t j = count; j < panel_width<S>(); ++j) to[j] = S(0);
+// One row of a panel: columns `first ..` of a row of n values.
+template <class T, class To>
+CUSTOMLSTM_INLINE void pack_row(const T* row, int64_t stride, int64_t n, int64_t first, To* to) {
+  constexpr int64_t kWidth = panel_width<typename AccumulationOf<To>::Type>();
+  const int64_t count = min64(kWidth, n - first);
+  convert_row(row + first * stride, stride, to, count);
+  for (int64_t j = count; j < kWidth; ++j) to[j] = To{};
 }
 
-// Panel of columns `first ..` of a matrix [depth, n].
-template <class T, class S>
-CUSTOMLSTM_INLINE void pack_columns(const T* m, int64_t depth, int64_t n, int64_t first, S* panel) {
-  for (int64_t k = 0; k < depth; ++k) pack_row(m + k * n, 1, n, first, panel + k * panel_width<S>());
+// Panel of columns `first ..` of a matrix [depth, n], whose rows are what the products sum over.
+template <class Operand, class T, class S>
+CUSTOMLSTM_NOINLINE void pack_columns(const T* m, int64_t depth, int64_t n, int64_t first, S* panel) {
+  constexpr int64_t kWidth = panel_width<S>();
+  for (int64_t k = 0; k < depth; k += Operand::kRows) {
+    typename Operand::Stored rows[Operand::kRows][kWidth] = {};
+    for (int64_t j = 0; j < min64(Operand::kRows, depth - k); ++j) pack_row(m + (k + j) * n, 1, n, first, rows[j]);
+    Operand::join_rows(rows, panel + k / Operand::kRows * kWidth);
+  }
 }
 
 // out[i] (+)= rows[i] . panel for i < count, in blocks of k so that a block of the panel stays in cache over all rows.
 constexpr int64_t kDepthBlock = 512;
 
-template <class S, int V>
+template <class Operand, class S, int V>
 CUSTOMLSTM_NOINLINE void multiply_rows_by(const S* const* rows, int64_t count, const S* panel, int64_t depth, S* out,
                                           int64_t out_stride, bool accumulate) {
   for (int64_t k0 = 0; k0 < depth || k0 == 0; k0 += kDepthBlock) {
@@ -235,8 +243,9 @@ CUSTOMLSTM_NOINLINE void multiply_rows_by(const S* const* rows, int64_t count, c
     const S* a[R];                                                                                               \
     for (int r = 0; r < R; ++r) a[r] = rows[i + r] + k0;                                                         \
     S* to = out + i * out_stride;                                                                                \
-    const typename Tile<S, R, V>::Ends ends = {accumulate || k0 > 0 ? to : nullptr, out_stride, nullptr, 0};     \
-    Tile<S, R, V>::template multiply<kSumBlock>(a, 1, panel + k0 * panel_width<S>(), kc, ends, to, out_stride);  \
+    using Products = Tile<S, R, V, Operand>;                                                                     \
+    const typename Products::Ends ends = {accumulate || k0 > 0 ? to : nullptr, out_stride, nullptr, 0};          \
+    Products::template multiply<kSumBlock>(a, 1, panel + k0 * panel_width<S>(), kc, ends, to, out_stride);       \
   }
       CUSTOMLSTM_WITH_ROWS(min64(kTileRows, count - i), CUSTOMLSTM_CALL)
 #undef CUSTOMLSTM_CALL
@@ -245,10 +254,10 @@ CUSTOMLSTM_NOINLINE void multiply_rows_by(const S* const* rows, int64_t count, c
 }
 
 // `columns` of the panel are wanted; of the others some are written, too, up to a whole vector.
-template <class S>
+template <class Operand, class S>
 CUSTOMLSTM_INLINE void multiply_rows(const S* const* rows, int64_t count, const S* panel, int64_t columns,
                                      int64_t depth, S* out, int64_t out_stride, bool accumulate) {
-#define CUSTOMLSTM_CALL_V(V) multiply_rows_by<S, V>(rows, count, panel, depth, out, out_stride, accumulate)
+#define CUSTOMLSTM_CALL_V(V) multiply_rows_by<Operand, S, V>(rows, count, panel, depth, out, out_stride, accumulate)
   CUSTOMLSTM_WITH_VECTORS(ceil_div(columns, Vec<S>::kLanes), CUSTOMLSTM_CALL_V)
 #undef CUSTOMLSTM_CALL_V
 }

@@ -76,7 +76,7 @@ struct GradientScratch {
 
 // R rows of a weight gradient: the sum over `depth` rows of the call of factors [depth][R] times panel [depth], of which
 // `count` columns in V vectors are wanted; the others may be beyond the gradient's end and are not written.
-template <class S, int R, int V>
+template <class Operand, class S, int R, int V>
 CUSTOMLSTM_NOINLINE void outer_tile(const S* factors, const S* panel, int64_t depth, S* to, int64_t stride,
                                     int64_t count, bool accumulate) {
   constexpr int64_t kWidth = panel_width<S>(), kLanes = Vec<S>::kLanes;
@@ -84,7 +84,8 @@ CUSTOMLSTM_NOINLINE void outer_tile(const S* factors, const S* panel, int64_t de
   for (int r = 0; r < R; ++r) columns[r] = factors + r;
   // More than one block of the sum passes through memory, which must not be the gradient that is added last.
   alignas(64) S out[R * kWidth];
-  Tile<S, R, V>::template multiply<kGradientSumBlock>(columns, R, panel, depth, {nullptr, 0, nullptr, 0}, out, kWidth);
+  Tile<S, R, V, Operand>::template multiply<kGradientSumBlock>(columns, R, panel, depth, {nullptr, 0, nullptr, 0}, out,
+                                                               kWidth);
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < V && v * kLanes < count; ++v) {
       S* at = to + r * stride + v * kLanes;
@@ -96,11 +97,11 @@ CUSTOMLSTM_NOINLINE void outer_tile(const S* factors, const S* panel, int64_t de
   }
 }
 
-template <class S>
+template <class Operand, class S>
 CUSTOMLSTM_INLINE void outer_rows(int64_t rows, const S* factors, const S* panel, int64_t depth, S* to, int64_t stride,
                                   int64_t count, bool accumulate) {
-#define CUSTOMLSTM_CALL_V(V) outer_tile<S, kTileRows, V>(factors, panel, depth, to, stride, count, accumulate)
-#define CUSTOMLSTM_CALL(R) outer_tile<S, R, kPanelVectors>(factors, panel, depth, to, stride, count, accumulate)
+#define CUSTOMLSTM_CALL_V(V) outer_tile<Operand, S, kTileRows, V>(factors, panel, depth, to, stride, count, accumulate)
+#define CUSTOMLSTM_CALL(R) outer_tile<Operand, S, R, kPanelVectors>(factors, panel, depth, to, stride, count, accumulate)
   if (rows == kTileRows) {
     CUSTOMLSTM_WITH_VECTORS(ceil_div(count, Vec<S>::kLanes), CUSTOMLSTM_CALL_V)
   } else {
@@ -113,7 +114,9 @@ CUSTOMLSTM_INLINE void outer_rows(int64_t rows, const S* factors, const S* panel
 template <class T, class Cell>
 struct Gradients {
   using S = typename AccumulationOf<T>::Type;
-  static constexpr int kLanes = Vec<S>::kLanes;
+  using Operand = typename OperandOf<T>::Type;
+  using Stored = typename Operand::Stored;
+  static constexpr int kLanes = Vec<S>::kLanes, kRows = Operand::kRows;
   static constexpr int64_t kWidth = kPanelVectors * kLanes;
   enum class Source { kInput, kHiddenState, kHidden };
 
@@ -125,7 +128,7 @@ struct Gradients {
 
   CUSTOMLSTM_INLINE const S* gate_row(int64_t n, int64_t d) const {
     const int64_t at = blocks.at(p.g, d, list.time[n], list.column[n]);
-    return blocks.grad_gates + at * Cell::kGates * p.g.hidden_size;
+    return blocks.grad_gates + at * Operand::elements(Cell::kGates * p.g.hidden_size);
   }
   // The rows of this block, as positions in the list.
   CUSTOMLSTM_INLINE Range rows(int64_t d) const {
@@ -137,7 +140,7 @@ struct Gradients {
   // times must be the same.
   void input(S* const* packed_w_ih, int64_t first_direction, int64_t last_direction) const {
     const Geometry& g = p.g;
-    const int64_t depth = Cell::kGates * g.hidden_size, stride = padded<S>(g.input_size);
+    const int64_t depth = Operand::elements(Cell::kGates * g.hidden_size), stride = padded<S>(g.input_size);
     const Range all = rows(first_direction);
     const Range parts = share(ceil_div(all.end - all.begin, kInputRows), rank, size);
     for (int64_t part = parts.begin; part < parts.end; ++part) {
@@ -145,8 +148,8 @@ struct Gradients {
       for (int64_t d = first_direction; d < last_direction; ++d) {
         for (int64_t i = 0; i < count; ++i) scratch.rows[i] = gate_row(first + i, d);
         for (int64_t n = 0; n * kWidth < g.input_size; ++n) {
-          multiply_rows(scratch.rows, count, packed_w_ih[d] + n * depth * kWidth, min64(kWidth, g.input_size - n * kWidth),
-                        depth, scratch.grad_input + n * kWidth, stride, d > first_direction);
+          multiply_rows<Operand>(scratch.rows, count, packed_w_ih[d] + n * depth * kWidth,
+                                 min64(kWidth, g.input_size - n * kWidth), depth, scratch.grad_input + n * kWidth, stride, d > first_direction);
         }
       }
       for (int64_t i = 0; i < count; ++i) {
@@ -207,14 +210,17 @@ struct Gradients {
   // The factors of kTileRows gate rows side by side: read along a row they would lie a power of two apart, all in the
   // same few sets of the cache. The bias gradient is their sum, taken on the way.
   void pack_factors(int64_t d, const Part& part, S* bias) const {
-    for (int64_t k = 0; k < part.depth; ++k) {
-      const S* from = gate_row(part.first + k, d);
-      pack_factor_row(from, k, part.begin, part.end);
+    for (int64_t k = 0; k < part.depth; k += kRows) {
+      const S* from[kRows] = {};
+      for (int64_t j = 0; j < kRows && k + j < part.depth; ++j) from[j] = gate_row(part.first + k + j, d);
+      pack_factor_row(from, k / kRows, part.begin, part.end);
       if (!bias) continue;
-      if (k == 0) {
-        for (int64_t m = part.begin; m < part.end; ++m) scratch.row[m] = from[m];
-      } else {
-        for (int64_t m = part.begin; m < part.end; ++m) scratch.row[m] += from[m];
+      for (int64_t j = 0; j < kRows && from[j]; ++j) {
+        if (k + j == 0) {
+          for (int64_t m = part.begin; m < part.end; ++m) scratch.row[m] = Operand::get(from[j], m);
+        } else {
+          for (int64_t m = part.begin; m < part.end; ++m) scratch.row[m] += Operand::get(from[j], m);
+        }
       }
     }
     if (!bias) return;
@@ -225,24 +231,29 @@ struct Gradients {
     }
   }
 
-  CUSTOMLSTM_INLINE void pack_factor_row(const S* from, int64_t k, int64_t begin, int64_t end) const {
+  CUSTOMLSTM_INLINE void pack_factor_row(const S* const (&from)[kRows], int64_t k, int64_t begin, int64_t end) const {
     for (int64_t m = begin; m < end; m += kTileRows) {
       S* to = scratch.factors + (m - begin) * kWeightDepth;
       const int64_t count = min64(kTileRows, end - m);
-      for (int64_t r = 0; r < count; ++r) to[k * count + r] = from[m + r];
+      for (int64_t r = 0; r < count; ++r) to[k * count + r] = Operand::join(from, m + r);
     }
   }
 
   void pack_projection_factors(int64_t d, const Part& part) const {
-    for (int64_t k = 0; k < part.depth; ++k) {
-      const int64_t at = blocks.at(p.g, d, list.time[part.first + k], list.column[part.first + k]);
-      pack_factor_row(blocks.grad_hidden_state + at * p.g.output_size, k, part.begin, part.end);
+    for (int64_t k = 0; k < part.depth; k += kRows) {
+      const S* from[kRows] = {};
+      for (int64_t j = 0; j < kRows && k + j < part.depth; ++j) {
+        const int64_t n = part.first + k + j;
+        const int64_t at = blocks.at(p.g, d, list.time[n], list.column[n]);
+        from[j] = blocks.grad_hidden_state + at * Operand::elements(p.g.output_size);
+      }
+      pack_factor_row(from, k / kRows, part.begin, part.end);
     }
   }
 
   // Columns first_column .. of the other factor's row for valid row n.
   CUSTOMLSTM_INLINE void pack_source(Source source, int64_t d, int64_t n, int64_t columns, int64_t first_column,
-                                     S* to) const {
+                                     Stored* to) const {
     const Geometry& g = p.g;
     const int64_t t = list.time[n], b = list.column[n];
     if (source == Source::kInput) {
@@ -263,7 +274,7 @@ struct Gradients {
       if (h) {
         pack_row(h, 1, columns, first_column, to);
       } else {
-        for (int64_t k = 0; k < kWidth; ++k) to[k] = S(0);
+        for (int64_t k = 0; k < kWidth; ++k) to[k] = Stored{};
       }
     }
   }
@@ -271,14 +282,19 @@ struct Gradients {
   // grad[m][n] (+)= sum over rows of factor[m] * source[n].
   void outer(int64_t d, Source source, int64_t columns, const Part& part, S* grad) const {
     for (int64_t n = 0; n < columns; n += kWidth) {
-      for (int64_t k = 0; k < part.depth; ++k) {
-        pack_source(source, d, part.first + k, columns, n, scratch.panel + k * kWidth);
+      for (int64_t k = 0; k < part.depth; k += kRows) {
+        Stored rows[kRows][kWidth] = {};
+        for (int64_t j = 0; j < kRows && k + j < part.depth; ++j) {
+          pack_source(source, d, part.first + k + j, columns, n, rows[j]);
+        }
+        Operand::join_rows(rows, scratch.panel + k / kRows * kWidth);
       }
+      const int64_t depth = ceil_div(part.depth, kRows);
       for (int64_t m = part.begin; m < part.end; m += kTileRows) {
         const S* factors = scratch.factors + (m - part.begin) * kWeightDepth;
         S* to = grad + m * columns + n;
-        outer_rows(min64(kTileRows, part.end - m), factors, scratch.panel, part.depth, to, columns,
-                   min64(kWidth, columns - n), part.accumulate);
+        outer_rows<Operand>(min64(kTileRows, part.end - m), factors, scratch.panel, depth, to, columns,
+                            min64(kWidth, columns - n), part.accumulate);
       }
     }
   }

@@ -8,7 +8,6 @@
 #include "math.inl"
 #include "activations.inl"
 #include "storage.inl"
-#include "operand.inl"
 #include "gemm.inl"
 #include "dot.inl"
 #include "layout.inl"

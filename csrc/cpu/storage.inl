@@ -84,6 +84,18 @@ CUSTOMLSTM_INLINE void narrow(const S* __restrict__ from, T* __restrict__ to, in
   for (int64_t k = 0; k < n; ++k) from_float(from[k], to + k);
 }
 
+// n values, a stride apart, in another type or the same.
+template <class T, class S>
+CUSTOMLSTM_INLINE void convert_row(const T* from, int64_t stride, S* to, int64_t n) {
+  widen(from, stride, to, n);
+}
+CUSTOMLSTM_INLINE void convert_row(const BFloat16* from, int64_t stride, BFloat16* to, int64_t n) {
+  for (int64_t k = 0; k < n; ++k) to[k] = from[k * stride];
+}
+CUSTOMLSTM_INLINE void convert_row(const float* from, int64_t stride, BFloat16* to, int64_t n) {
+  for (int64_t k = 0; k < n; ++k) from_float(from[k * stride], to + k);
+}
+
 // Stores the first n lanes as T. Whole vectors are the hot case; a tail of H that fills no vector goes the slow way.
 template <class S, class T>
 CUSTOMLSTM_INLINE void store_as(const Vec<S>& x, T* p, int n) {
