@@ -26,7 +26,8 @@ struct BackwardCells {
 
   static CUSTOMLSTM_INLINE S* gate_row(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t,
                                        int64_t column) {
-    return w.blocks.grad_gates + w.blocks.at(p.g, job.direction, t, column) * Operand::elements(Cell::kGates * p.g.hidden_size);
+    const int64_t row_elements = Operand::elements(Cell::kGates * p.g.hidden_size);
+    return w.blocks.grad_gates + w.blocks.at(p.g, job.direction, t, column) * row_elements;
   }
   // The cell state that entered step t of a column, or null for zero.
   static CUSTOMLSTM_INLINE const S* previous_c(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t,

@@ -85,3 +85,42 @@ CUSTOMLSTM_NOINLINE void dot_gates(const S* const (&rows)[R], const T* w, int64_
     }
   }
 }
+
+// out += row . W^T for one row, units `unit ..`: one row of the matrix after the other, so that memory is read in one
+// go, which is what bounds a step of one sequence. Four chains of sums hide the latency that kPanelVectors rows hide
+// above; the order of sums is another one again, so this is for the recurrent product only, which has one row always.
+template <class Operand, class S, class T>
+CUSTOMLSTM_NOINLINE void dot_gates_of_one(const S* row, const T* w, int64_t hidden, int64_t depth, int64_t unit,
+                                          S* out) {
+  constexpr int kLanes = Vec<S>::kLanes, kChains = 4;
+  const Vec<S> zero = Vec<S>::broadcast(S(0));
+  for (int v = 0; v < kPanelVectors; ++v) {
+    Vec<S> sums[kLanes];
+    for (int j = 0; j < kLanes; ++j) {
+      const T* matrix = w + (v * hidden + min64(unit + j, hidden - 1)) * depth;
+      Vec<S> total = zero;
+      for (int64_t k = 0; k < depth;) {
+        const int64_t end = min64(depth, k + kDotProducts * kChains * kLanes);
+        Vec<S> acc[kChains] = {zero, zero, zero, zero};
+        for (; k + kChains * kLanes <= end; k += kChains * kLanes) {
+          for (int c = 0; c < kChains; ++c) {
+            const int64_t at = k + c * kLanes;
+            acc[c] = Operand::multiply_add(Vec<S>::load(row + at), load_as<S>(matrix + at, kLanes), acc[c]);
+          }
+        }
+        for (; k + kLanes <= end; k += kLanes) {
+          acc[0] = Operand::multiply_add(Vec<S>::load(row + k), load_as<S>(matrix + k, kLanes), acc[0]);
+        }
+        if (k < end) {
+          const int count = int(end - k);
+          acc[1] = Operand::multiply_add(load_first(row + k, count), load_as<S>(matrix + k, count), acc[1]);
+          k = end;
+        }
+        total = total + ((acc[0] + acc[1]) + (acc[2] + acc[3]));
+      }
+      sums[j] = total;
+    }
+    S* to = out + v * kLanes;
+    (sums_of_lanes(sums) + Vec<S>::load(to)).store(to);
+  }
+}

@@ -1,132 +1,6 @@
 // One layer forward: input projection in chunks of steps that stay in cache, then for every step one product with
 // the recurrent weights, whose accumulators go through the cell while they are still in registers.
 
-template <class S>
-struct ForwardWorkspace {
-  S *w_ih[2], *w_hh[2], *w_hr[2], *bias[2];   // packed: panel by panel
-  const void *matrix_ih[2], *matrix_hh[2];    // T, where they are not packed
-  S* h[2];                                    // [D, B, padded P] the state before and after a step, in turn
-  S* c;                                       // [D, B, padded H]
-  S* projecting;                              // [D, B, padded H] h before the projection
-  S *x, *gates_x;                             // of this thread: [chunk, L] and [unit blocks, chunk, 4 * lanes]
-  const S** x_rows;                           // [chunk] rows of the input, or of x where they must be converted
-  int64_t h_stride, c_stride;
-
-  CUSTOMLSTM_INLINE S* h_row(const Geometry& g, const Job& job, int64_t parity, int64_t i) const {
-    return h[parity] + (job.direction * g.batch + job.first_row + i) * h_stride;
-  }
-  CUSTOMLSTM_INLINE S* c_row(const Geometry& g, const Job& job, int64_t i) const {
-    return c + (job.direction * g.batch + job.first_row + i) * c_stride;
-  }
-  CUSTOMLSTM_INLINE S* projecting_row(const Geometry& g, const Job& job, int64_t i) const {
-    return projecting + (job.direction * g.batch + job.first_row + i) * c_stride;
-  }
-};
-
-// The register tiles. They know the accumulation type S and the operand only, so that float32 and the 16-bit types that
-// are multiplied as float32 share them (they are nearly all of the code and of the time to compile it); `output` is
-// null where it needs a conversion.
-template <class S, class Cell, class Operand>
-struct ForwardTiles {
-  static constexpr int kLanes = Vec<S>::kLanes;
-  static constexpr int64_t kWidth = kPanelVectors * kLanes;
-  using Workspace = ForwardWorkspace<S>;
-  using Stored = typename Operand::Stored;
-  template <int R>
-  using Products = Tile<S, R, kPanelVectors, Operand>;
-
-  template <int R>
-  static CUSTOMLSTM_NOINLINE void project_tile(const S* const* x, int64_t depth, const S* panel, const S* bias, S* out) {
-    const S* rows[R];
-    for (int r = 0; r < R; ++r) rows[r] = x[r];
-    Products<R>::template multiply<kSumBlock>(rows, 1, panel, depth, {bias, 0, nullptr, 0}, out, kWidth);
-  }
-
-  // Rows i .. i + R - 1, units unit .. unit + kLanes - 1: recurrent product, cell, new state, saved values. With depth
-  // 0 the product is in gates_x already.
-  template <int R>
-  static CUSTOMLSTM_NOINLINE void cell_tile(const ForwardParams& p, const Workspace& w, const Job& job, int64_t t,
-                                            int64_t parity, int64_t unit, int64_t i, const S* panel, int64_t depth,
-                                            const S* gates_x, Stored* output) {
-    const S* rows[R];
-    for (int r = 0; r < R; ++r) rows[r] = w.h_row(p.g, job, parity, i + r);
-    // Through memory, which is the first-level cache: the cell needs more registers than the tile leaves.
-    alignas(64) S gates[R * kWidth];
-    Products<R>::template multiply<kSumBlock>(rows, 1, panel, depth, {nullptr, 0, gates_x, kWidth}, gates, kWidth);
-    const CellStep step = {t, parity, unit, output};
-    int r = 0;
-    for (; r + kCellRows <= R; r += kCellRows) {
-      cell_rows<kCellRows>(p, w, job, step, i + r, gates + r * kWidth);
-    }
-    if (r < R) cell_rows<1>(p, w, job, step, i + r, gates + r * kWidth);
-  }
-
-  struct CellStep {
-    int64_t t, parity, unit;
-    Stored* output;
-  };
-  static constexpr int kCellRows = 2;   // rows through the cell at a time: more would spill
-
-  template <int R>
-  static CUSTOMLSTM_NOINLINE void cell_rows(const ForwardParams& p, const Workspace& w, const Job& job,
-                                            const CellStep& step, int64_t i, const S* gates) {
-    const Geometry& g = p.g;
-    const int64_t unit = step.unit;
-    Pack<S, R> a[Cell::kGates], c, h, saved[Cell::kSaved];
-    for (int k = 0; k < Cell::kGates; ++k)
-      for (int r = 0; r < R; ++r) a[k].row[r] = Vec<S>::load(gates + r * kWidth + k * kLanes);
-    for (int r = 0; r < R; ++r) c.row[r] = Vec<S>::load(w.c_row(g, job, i + r) + unit);
-    Cell::forward(*static_cast<const CellParams<S>*>(p.cell_params), a, c, h, saved);
-
-    const int lanes = int(min64(kLanes, g.hidden_size - unit));
-    for (int r = 0; r < R; ++r) {
-      const int64_t row = g.step_row[step.t] + job.columns[i + r];
-      c.row[r].store(w.c_row(g, job, i + r) + unit);
-      if (g.projection) {
-        Operand::store(h.row[r], w.projecting_row(g, job, i + r), unit);
-      } else {
-        Operand::store(h.row[r], w.h_row(g, job, 1 - step.parity, i + r), unit);
-        if (step.output) {
-          store_as(h.row[r], step.output + (row * g.directions + job.direction) * g.output_size + unit, lanes);
-        }
-      }
-      const int64_t at = (row * g.directions + job.direction) * g.hidden_size + unit;
-      if (p.c_all) store_as(c.row[r], static_cast<S*>(p.c_all) + at, lanes);
-      if (p.hidden) store_as(h.row[r], static_cast<S*>(p.hidden) + at, lanes);
-      if (p.gates) {
-        S* to = static_cast<S*>(p.gates) + (row * g.directions + job.direction) * Cell::kSaved * g.hidden_size + unit;
-        const int64_t ahead = (job.direction == 0 ? g.batch : -g.batch) * g.directions * Cell::kSaved * g.hidden_size;
-        for (int k = 0; k < Cell::kSaved; ++k) __builtin_prefetch(to + ahead + k * g.hidden_size, 1, 2);
-        for (int k = 0; k < Cell::kSaved; ++k) store_as(saved[k].row[r], to + k * g.hidden_size, lanes);
-      }
-    }
-  }
-
-  // h_t = W_hr h: rows i .. i + R - 1, columns first .. of the hidden state.
-  template <int R>
-  static CUSTOMLSTM_NOINLINE void projection_tile(const ForwardParams& p, const Workspace& w, const Job& job, int64_t t,
-                                                  int64_t parity, int64_t first, int64_t i, Stored* output) {
-    const Geometry& g = p.g;
-    const int64_t depth = Operand::elements(g.hidden_size);
-    const S* rows[R];
-    for (int r = 0; r < R; ++r) rows[r] = w.projecting_row(g, job, i + r);
-    alignas(64) S h[R * kWidth];
-    Products<R>::template multiply<kSumBlock>(rows, 1, w.w_hr[job.direction] + first / kWidth * depth * kWidth, depth,
-                                              {nullptr, 0, nullptr, 0}, h, kWidth);
-    for (int r = 0; r < R; ++r) {
-      const int64_t row = g.step_row[t] + job.columns[i + r];
-      for (int64_t v = 0; v < kPanelVectors; ++v) {
-        const int64_t unit = first + v * kLanes;
-        const Vec<S> part = Vec<S>::load(h + r * kWidth + v * kLanes);
-        Operand::store(part, w.h_row(g, job, 1 - parity, i + r), unit);
-        if (!output || unit >= g.output_size) continue;
-        store_as(part, output + (row * g.directions + job.direction) * g.output_size + unit,
-                 int(min64(kLanes, g.output_size - unit)));
-      }
-    }
-  }
-};
-
 template <class T, class Cell>
 struct Forward {
   using S = typename AccumulationOf<T>::Type;
@@ -135,6 +9,9 @@ struct Forward {
   // Rows of one chunk of the input projection: enough to use each panel of W_ih often, few enough to stay in cache.
   // Short steps are taken several at a time, until there are kChunkRows; a long one in blocks of kBlockRows.
   static constexpr int64_t kChunkRows = 48, kBlockRows = 96;
+  // Rows of a recurrent matrix that is read where it lies, from which on the matrix is far too large for a core's own
+  // cache, so that how fast memory is read counts for more than how often lanes are summed.
+  static constexpr int64_t kLongestInTiles = 768;
 
   using Operand = typename OperandOf<T>::Type;
   using Stored = typename Operand::Stored;
@@ -439,6 +316,19 @@ struct Forward {
     job.barrier();
   }
 
+  // from[i] += the recurrent product of sequence i0 + i, i < count, with a block of a matrix that is not packed.
+  static void multiply_state_in_place(const Workspace& w, const Job& job, const InPlace& in_place, int64_t parity,
+                                      int64_t i0, int64_t count, S* from, const Geometry& g) {
+    for (int64_t i = 0; i < count; i += kTileRows) {
+      const S* h[kTileRows];
+      const int64_t rows = min64(kTileRows, count - i);
+      for (int64_t r = 0; r < rows; ++r) h[r] = w.h_row(g, job, parity, i0 + i + r);
+#define CUSTOMLSTM_CALL(R) multiply_in_place<R>(in_place, h, static_cast<const S*>(nullptr), true, from + i * kWidth)
+      CUSTOMLSTM_WITH_ROWS(rows, CUSTOMLSTM_CALL)
+#undef CUSTOMLSTM_CALL
+    }
+  }
+
   // Sequences i0 .. i0 + count - 1 of one step; their rows of gates_x lie in a chunk of `chunk` rows.
   static void run_cells(const ForwardParams& p, const Workspace& w, const Job& job, Range units, int64_t step,
                         int64_t i0, int64_t count, S* gates_x, int64_t chunk) {
@@ -453,18 +343,17 @@ struct Forward {
       if (!packs(p.plan.w_hh)) {
         const T* matrix = static_cast<const T*>(w.matrix_hh[job.direction]);
         const InPlace in_place = {p.plan.w_hh, matrix, g.hidden_size, state_depth(g), u * kLanes};
-        for (int64_t i = 0; i < count; i += kTileRows) {
-          const S* h[kTileRows];
-          const int64_t rows = min64(kTileRows, count - i);
-          for (int64_t r = 0; r < rows; ++r) h[r] = w.h_row(g, job, parity, i0 + i + r);
-#define CUSTOMLSTM_CALL(R) multiply_in_place<R>(in_place, h, static_cast<const S*>(nullptr), true, from + i * kWidth)
-          CUSTOMLSTM_WITH_ROWS(rows, CUSTOMLSTM_CALL)
-#undef CUSTOMLSTM_CALL
+        if (p.plan.w_hh == WeightAccess::kAlongRows && state_depth(g) >= kLongestInTiles) {
+          dot_gates_of_one<Operand>(w.h_row(g, job, parity, i0), Operand::matrix(matrix), g.hidden_size, state_depth(g),
+                                    u * kLanes, from);
+        } else {
+          multiply_state_in_place(w, job, in_place, parity, i0, count, from, g);
         }
       }
       for (int64_t i = 0; i < count; i += kTileRows) {
-#define CUSTOMLSTM_CALL(R) \
-  Tiles::template cell_tile<R>(p, w, job, t, parity, u * kLanes, i0 + i, panel, depth, from + i * kWidth, direct_output(p))
+#define CUSTOMLSTM_CALL(R)                                                                                    \
+  Tiles::template cell_tile<R>(p, w, job, t, parity, u * kLanes, i0 + i, panel, depth, from + i * kWidth,     \
+                               direct_output(p))
         CUSTOMLSTM_WITH_ROWS(min64(kTileRows, count - i), CUSTOMLSTM_CALL)
 #undef CUSTOMLSTM_CALL
       }

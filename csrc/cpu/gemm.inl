@@ -190,14 +190,20 @@ CUSTOMLSTM_NOINLINE void multiply_gates(const S* const (&rows)[R], const T* w, i
         Vec<S> columns[kLanes];
         load_columns(gate + k, depth, hidden - unit, kLanes, columns);
 #pragma GCC unroll 16
-        for (int j = 0; j < kLanes; ++j)
-          for (int r = 0; r < R; ++r) part[r] = Operand::multiply_add(Vec<S>::broadcast(rows[r][k + j]), columns[j], part[r]);
+        for (int j = 0; j < kLanes; ++j) {
+          for (int r = 0; r < R; ++r) {
+            part[r] = Operand::multiply_add(Vec<S>::broadcast(rows[r][k + j]), columns[j], part[r]);
+          }
+        }
       }
       if (k < end) {
         Vec<S> columns[kLanes];
         load_columns(gate + k, depth, hidden - unit, end - k, columns);
-        for (int j = 0; k < end; ++k, ++j)
-          for (int r = 0; r < R; ++r) part[r] = Operand::multiply_add(Vec<S>::broadcast(rows[r][k]), columns[j], part[r]);
+        for (int j = 0; k < end; ++k, ++j) {
+          for (int r = 0; r < R; ++r) {
+            part[r] = Operand::multiply_add(Vec<S>::broadcast(rows[r][k]), columns[j], part[r]);
+          }
+        }
       }
       for (int r = 0; r < R; ++r) sum[r] = sum[r] + part[r];
     }

@@ -74,7 +74,7 @@ struct GradientScratch {
   }
 };
 
-// R rows of a weight gradient: the sum over `depth` rows of the call of factors [depth][R] times panel [depth], of which
+// R rows of a weight gradient: the sum over rows of the call of factors [depth][R] times panel [depth], of which
 // `count` columns in V vectors are wanted; the others may be beyond the gradient's end and are not written.
 template <class Operand, class S, int R, int V>
 CUSTOMLSTM_NOINLINE void outer_tile(const S* factors, const S* panel, int64_t depth, S* to, int64_t stride,
@@ -101,7 +101,8 @@ template <class Operand, class S>
 CUSTOMLSTM_INLINE void outer_rows(int64_t rows, const S* factors, const S* panel, int64_t depth, S* to, int64_t stride,
                                   int64_t count, bool accumulate) {
 #define CUSTOMLSTM_CALL_V(V) outer_tile<Operand, S, kTileRows, V>(factors, panel, depth, to, stride, count, accumulate)
-#define CUSTOMLSTM_CALL(R) outer_tile<Operand, S, R, kPanelVectors>(factors, panel, depth, to, stride, count, accumulate)
+#define CUSTOMLSTM_CALL(R) \
+  outer_tile<Operand, S, R, kPanelVectors>(factors, panel, depth, to, stride, count, accumulate)
   if (rows == kTileRows) {
     CUSTOMLSTM_WITH_VECTORS(ceil_div(count, Vec<S>::kLanes), CUSTOMLSTM_CALL_V)
   } else {
@@ -149,7 +150,8 @@ struct Gradients {
         for (int64_t i = 0; i < count; ++i) scratch.rows[i] = gate_row(first + i, d);
         for (int64_t n = 0; n * kWidth < g.input_size; ++n) {
           multiply_rows<Operand>(scratch.rows, count, packed_w_ih[d] + n * depth * kWidth,
-                                 min64(kWidth, g.input_size - n * kWidth), depth, scratch.grad_input + n * kWidth, stride, d > first_direction);
+                                 min64(kWidth, g.input_size - n * kWidth), depth, scratch.grad_input + n * kWidth,
+                                 stride, d > first_direction);
         }
       }
       for (int64_t i = 0; i < count; ++i) {

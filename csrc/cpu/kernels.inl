@@ -15,6 +15,7 @@
 #include "../cells/standard.inl"
 #include "../cells/configurable.inl"
 
+#include "forward_tiles.inl"
 #include "forward.inl"
 #include "gradients.inl"
 #include "backward.inl"

@@ -1,0 +1,127 @@
+// The scratch memory of forward, and what works on one tile of it: the products and the cell.
+
+template <class S>
+struct ForwardWorkspace {
+  S *w_ih[2], *w_hh[2], *w_hr[2], *bias[2];   // packed: panel by panel
+  const void *matrix_ih[2], *matrix_hh[2];    // T, where they are not packed
+  S* h[2];                                    // [D, B, padded P] the state before and after a step, in turn
+  S* c;                                       // [D, B, padded H]
+  S* projecting;                              // [D, B, padded H] h before the projection
+  S *x, *gates_x;                             // of this thread: [chunk, L] and [unit blocks, chunk, 4 * lanes]
+  const S** x_rows;                           // [chunk] rows of the input, or of x where they must be converted
+  int64_t h_stride, c_stride;
+
+  CUSTOMLSTM_INLINE S* h_row(const Geometry& g, const Job& job, int64_t parity, int64_t i) const {
+    return h[parity] + (job.direction * g.batch + job.first_row + i) * h_stride;
+  }
+  CUSTOMLSTM_INLINE S* c_row(const Geometry& g, const Job& job, int64_t i) const {
+    return c + (job.direction * g.batch + job.first_row + i) * c_stride;
+  }
+  CUSTOMLSTM_INLINE S* projecting_row(const Geometry& g, const Job& job, int64_t i) const {
+    return projecting + (job.direction * g.batch + job.first_row + i) * c_stride;
+  }
+};
+
+// The register tiles. They know the accumulation type S and the operand only, so that float32 and the 16-bit types that
+// are multiplied as float32 share them (they are nearly all of the code and of the time to compile it); `output` is
+// null where it needs a conversion.
+template <class S, class Cell, class Operand>
+struct ForwardTiles {
+  static constexpr int kLanes = Vec<S>::kLanes;
+  static constexpr int64_t kWidth = kPanelVectors * kLanes;
+  using Workspace = ForwardWorkspace<S>;
+  using Stored = typename Operand::Stored;
+  template <int R>
+  using Products = Tile<S, R, kPanelVectors, Operand>;
+
+  template <int R>
+  static CUSTOMLSTM_NOINLINE void project_tile(const S* const* x, int64_t depth, const S* panel, const S* bias, S* out) {
+    const S* rows[R];
+    for (int r = 0; r < R; ++r) rows[r] = x[r];
+    Products<R>::template multiply<kSumBlock>(rows, 1, panel, depth, {bias, 0, nullptr, 0}, out, kWidth);
+  }
+
+  // Rows i .. i + R - 1, units unit .. unit + kLanes - 1: recurrent product, cell, new state, saved values. With depth
+  // 0 the product is in gates_x already.
+  template <int R>
+  static CUSTOMLSTM_NOINLINE void cell_tile(const ForwardParams& p, const Workspace& w, const Job& job, int64_t t,
+                                            int64_t parity, int64_t unit, int64_t i, const S* panel, int64_t depth,
+                                            const S* gates_x, Stored* output) {
+    const S* rows[R];
+    for (int r = 0; r < R; ++r) rows[r] = w.h_row(p.g, job, parity, i + r);
+    // Through memory, which is the first-level cache: the cell needs more registers than the tile leaves.
+    alignas(64) S gates[R * kWidth];
+    Products<R>::template multiply<kSumBlock>(rows, 1, panel, depth, {nullptr, 0, gates_x, kWidth}, gates, kWidth);
+    const CellStep step = {t, parity, unit, output};
+    int r = 0;
+    for (; r + kCellRows <= R; r += kCellRows) {
+      cell_rows<kCellRows>(p, w, job, step, i + r, gates + r * kWidth);
+    }
+    if (r < R) cell_rows<1>(p, w, job, step, i + r, gates + r * kWidth);
+  }
+
+  struct CellStep {
+    int64_t t, parity, unit;
+    Stored* output;
+  };
+  static constexpr int kCellRows = 2;   // rows through the cell at a time: more would spill
+
+  template <int R>
+  static CUSTOMLSTM_NOINLINE void cell_rows(const ForwardParams& p, const Workspace& w, const Job& job,
+                                            const CellStep& step, int64_t i, const S* gates) {
+    const Geometry& g = p.g;
+    const int64_t unit = step.unit;
+    Pack<S, R> a[Cell::kGates], c, h, saved[Cell::kSaved];
+    for (int k = 0; k < Cell::kGates; ++k)
+      for (int r = 0; r < R; ++r) a[k].row[r] = Vec<S>::load(gates + r * kWidth + k * kLanes);
+    for (int r = 0; r < R; ++r) c.row[r] = Vec<S>::load(w.c_row(g, job, i + r) + unit);
+    Cell::forward(*static_cast<const CellParams<S>*>(p.cell_params), a, c, h, saved);
+
+    const int lanes = int(min64(kLanes, g.hidden_size - unit));
+    for (int r = 0; r < R; ++r) {
+      const int64_t row = g.step_row[step.t] + job.columns[i + r];
+      c.row[r].store(w.c_row(g, job, i + r) + unit);
+      if (g.projection) {
+        Operand::store(h.row[r], w.projecting_row(g, job, i + r), unit);
+      } else {
+        Operand::store(h.row[r], w.h_row(g, job, 1 - step.parity, i + r), unit);
+        if (step.output) {
+          store_as(h.row[r], step.output + (row * g.directions + job.direction) * g.output_size + unit, lanes);
+        }
+      }
+      const int64_t at = (row * g.directions + job.direction) * g.hidden_size + unit;
+      if (p.c_all) store_as(c.row[r], static_cast<S*>(p.c_all) + at, lanes);
+      if (p.hidden) store_as(h.row[r], static_cast<S*>(p.hidden) + at, lanes);
+      if (p.gates) {
+        S* to = static_cast<S*>(p.gates) + (row * g.directions + job.direction) * Cell::kSaved * g.hidden_size + unit;
+        const int64_t ahead = (job.direction == 0 ? g.batch : -g.batch) * g.directions * Cell::kSaved * g.hidden_size;
+        for (int k = 0; k < Cell::kSaved; ++k) __builtin_prefetch(to + ahead + k * g.hidden_size, 1, 2);
+        for (int k = 0; k < Cell::kSaved; ++k) store_as(saved[k].row[r], to + k * g.hidden_size, lanes);
+      }
+    }
+  }
+
+  // h_t = W_hr h: rows i .. i + R - 1, columns first .. of the hidden state.
+  template <int R>
+  static CUSTOMLSTM_NOINLINE void projection_tile(const ForwardParams& p, const Workspace& w, const Job& job, int64_t t,
+                                                  int64_t parity, int64_t first, int64_t i, Stored* output) {
+    const Geometry& g = p.g;
+    const int64_t depth = Operand::elements(g.hidden_size);
+    const S* rows[R];
+    for (int r = 0; r < R; ++r) rows[r] = w.projecting_row(g, job, i + r);
+    alignas(64) S h[R * kWidth];
+    Products<R>::template multiply<kSumBlock>(rows, 1, w.w_hr[job.direction] + first / kWidth * depth * kWidth, depth,
+                                              {nullptr, 0, nullptr, 0}, h, kWidth);
+    for (int r = 0; r < R; ++r) {
+      const int64_t row = g.step_row[t] + job.columns[i + r];
+      for (int64_t v = 0; v < kPanelVectors; ++v) {
+        const int64_t unit = first + v * kLanes;
+        const Vec<S> part = Vec<S>::load(h + r * kWidth + v * kLanes);
+        Operand::store(part, w.h_row(g, job, 1 - parity, i + r), unit);
+        if (!output || unit >= g.output_size) continue;
+        store_as(part, output + (row * g.directions + job.direction) * g.output_size + unit,
+                 int(min64(kLanes, g.output_size - unit)));
+      }
+    }
+  }
+};
