@@ -23,9 +23,3 @@
   "str cell, float[] cell_args, bool bias, bool projection, Tensor h_1, Tensor c_all, Tensor gates, "        \
   "Tensor hidden, int[] needs) "                                                                             \
   "-> (Tensor grad_input, Tensor grad_h_0, Tensor grad_c_0, Tensor[] grad_weights)"
-
-// Of the library alone: customlstm.Stream calls the layer itself where there is none.
-#define CUSTOMLSTM_PACK_SCHEMA                                                                               \
-  "(Tensor[] weights, str cell, float[] cell_args, bool bias, bool projection, int batch) -> Tensor packed"
-
-#define CUSTOMLSTM_STREAM_SCHEMA "(Tensor packed, Tensor input, Tensor(a!) h, Tensor(b!) c) -> Tensor output"
