@@ -1,11 +1,74 @@
-"""CUSTOMLSTM_BENCHMARK_SECONDS: what has not begun by then is skipped; the summary counts the skips."""
+"""Options of the suites, and what a result says of its machine.
+
+CUSTOMLSTM_BENCHMARK_SECONDS: what has not begun by then is skipped; the summary counts the skips.
+"""
+
+from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 
 import pytest
+import torch
+
+from . import grid, machine
 
 _START = time.monotonic()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("customlstm benchmarks")
+    group.addoption("--grid", choices=grid.GRIDS, default="small", help="which settings (default: small)")
+    group.addoption("--dtype", help='such as "float32,bfloat16"; default: each suite\'s own')
+    group.addoption("--threads", help='such as "1,2", on a CPU; default: as many as PyTorch uses')
+
+
+def _words(config: pytest.Config, option: str) -> list[str]:
+    # A default: where pytest reads this file only while collecting, it does not know the options.
+    return [word.strip() for word in (config.getoption(option, None) or "").split(",") if word.strip()]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every suite's settings, and where they are asked for the numbers of threads."""
+    suite = getattr(metafunc.module, "SUITE", None)
+    if suite is None or "setting" not in metafunc.fixturenames:
+        return
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen, threads = _words(metafunc.config, "--dtype"), _words(metafunc.config, "--threads")
+    if not all(word.isdigit() and int(word) > 0 for word in threads):
+        raise pytest.UsageError(f"--threads expects numbers such as 1,2, got {','.join(threads)}")
+    try:
+        name = metafunc.config.getoption("--grid", "small")
+        settings = grid.suite_settings(suite, device, name, chosen or None)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
+    metafunc.parametrize("setting", settings, ids=str)
+    if threads and device == "cpu":
+        metafunc.parametrize(
+            "threads", [int(word) for word in threads], ids="{}threads".format, indirect=True
+        )
+
+
+@pytest.fixture
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The number of threads that PyTorch and the kernels use."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(getattr(request, "param", before))
+    yield torch.get_num_threads()
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def tf32(setting: grid.Setting) -> Iterator[None]:
+    """PyTorch's switches, for cuDNN and for products, as the setting asks."""
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = setting.dtype == "tf32"
+    yield
+    for backend, value in zip(backends, before, strict=True):
+        backend.allow_tf32 = value
 
 
 @pytest.fixture(autouse=True)
@@ -13,3 +76,16 @@ def _in_time() -> None:
     seconds = float(os.environ.get("CUSTOMLSTM_BENCHMARK_SECONDS", "inf"))
     if time.monotonic() - _START > seconds:
         pytest.skip(f"not timed: the {seconds:.0f} seconds for benchmarks are over")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
+    """In place of what pytest-benchmark finds out, which has the host's name in it and no word of torch."""
+    machine_info.clear()
+    machine_info.update(machine.machine())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict) -> None:
+    commit_info.clear()
+    commit_info.update(machine.commit())

@@ -39,13 +39,17 @@ def interleave(
     return times
 
 
-def summary(times: Mapping[str, list[float]], ours: str) -> dict[str, dict[str, float]]:
-    """Minimum and median in milliseconds, and both as ratio to those of ``ours``: above 1, ours is faster."""
+def summary(times: Mapping[str, list[float]], ours: str, calls: int = 1) -> dict[str, dict[str, float]]:
+    """Minimum and median in milliseconds, and both as ratio to those of ``ours``: above 1, ours is faster.
+
+    Args:
+        calls: how many calls of interest each timed run made; the milliseconds are those of one.
+    """
     best, middle = min(times[ours]), statistics.median(times[ours])
     return {
         name: {
-            "min_ms": min(values) * 1e3,
-            "median_ms": statistics.median(values) * 1e3,
+            "min_ms": min(values) * 1e3 / calls,
+            "median_ms": statistics.median(values) * 1e3 / calls,
             "ratio_min": min(values) / best,
             "ratio_median": statistics.median(values) / middle,
         }
