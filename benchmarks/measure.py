@@ -106,6 +106,7 @@ def record(
     times = interleave(timed, DEVICE)
     benchmark.extra_info.update(
         suite=suite,
+        ours=ours,
         setting=vars(setting),
         mode=mode,
         device=DEVICE,
