@@ -33,10 +33,10 @@ test: $(LIBRARY)  ## run the tests
 install: $(LIBRARY)  ## set up the environment and build the kernels in place
 	$(PY) -m customlstm
 
-bench: $(LIBRARY)  ## measure against nn.LSTM and plain PyTorch, write RESULTS and print them as a table
+bench: $(LIBRARY)  ## measure against nn.LSTM and plain PyTorch, write RESULTS and print the report
 	mkdir -p $(dir $(RESULTS))
 	$(PY) -m pytest benchmarks -q --benchmark-json=$(RESULTS) $(ARGS)
-	$(PY) -m benchmarks.table $(RESULTS)
+	$(PY) -m benchmarks.report $(RESULTS)
 
 lint: $(INSTALLED)  ## check the Python code with ruff
 	$(PY) -m ruff check .

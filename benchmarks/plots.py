@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 AXES = {"T": "steps", "B": "batch", "H": "hidden"}
 FEWEST = 3  # points that make a line worth drawing
 MARKERS = "osD^vP*X<>"
-TICKS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
+FINE, COARSE = [0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7], [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
 # The same result gives the same file, and text stays text: smaller, and readable without the font.
 STYLE = {
     "svg.hashsalt": "customlstm",
@@ -35,7 +35,7 @@ def plot_all(runs: Sequence[Run], folder: Path) -> list[Path]:
         for suite, dtype, threads in dict.fromkeys((r.suite, r.setting["dtype"], r.threads) for r in runs):
             chosen = [r for r in runs if (r.suite, r.setting["dtype"], r.threads) == (suite, dtype, threads)]
             path = folder / f"ratio-{suite}-{dtype}-{threads}threads.svg"
-            paths.append(_save(ratio_figure(chosen, f"{suite}, {dtype}, {threads} threads"), path))
+            paths.append(_save(ratio_figure(chosen, f"{suite}, {dtype}, {_threads(threads)}"), path))
         layers = [r for r in runs if r.suite == "layer"]
         for name in AXES:
             for mode in dict.fromkeys(r.mode for r in layers):
@@ -44,6 +44,10 @@ def plot_all(runs: Sequence[Run], folder: Path) -> list[Path]:
                     path = folder / f"time-by-{name}-{mode}.svg"
                     paths.append(_save(time_figure(found, name, mode), path))
     return paths
+
+
+def _threads(number: int) -> str:
+    return f"{number} thread" + "s" * (number != 1)
 
 
 def _save(figure: Figure, path: Path) -> Path:
@@ -71,7 +75,9 @@ def ratio_figure(runs: Sequence[Run], title: str) -> Figure:
         panel.set_xscale("log")
         low, high = min([0.8, *(x for _, x, _ in points)]), max([1.25, *(x for _, x, _ in points)])
         panel.set_xlim(low / 1.15, high * 1.15)
-        _plain_ticks(panel.xaxis, [t for t in TICKS if low / 1.15 <= t <= high * 1.15])
+        _plain_ticks(
+            panel.xaxis, [t for t in (FINE if high < 10 * low else COARSE) if low / 1.15 <= t <= high * 1.15]
+        )
         panel.set_title(mode)
         panel.set_xlabel("ratio of times; right of 1 the second is faster")
     panels[0].set_yticks(range(len(shapes)), shapes)
@@ -123,7 +129,7 @@ def _title(key: dict[str, Any]) -> str:
     more = ("bidirectional, " if key["bidirectional"] else "") + (
         f"{key['layers']} layers, " if key["layers"] > 1 else ""
     )
-    return f"{sizes}\n{more}{key['dtype']}, {key['threads']} threads"
+    return f"{sizes}\n{more}{key['dtype']}, {_threads(key['threads'])}"
 
 
 def time_figure(found: dict[str, list[Run]], name: str, mode: str) -> Figure:

@@ -3,8 +3,8 @@
 FILE is what ``pytest benchmarks --benchmark-json FILE`` wrote, or a result of ``make gpu-check``. A ratio is
 a median time divided by a median time, in parentheses the same of the minima; above 1 the second is faster.
 A loss, a median ratio below what is aimed at (1.0, for changed cells against the plain one 0.87), is bold
-with an arrow. With --output the table goes to DIR/report.md too, and plots as SVG beside it, for which matplotlib
-is needed. --keep writes a result without what does not concern it (each round of pytest-benchmark's own).
+with an arrow. With --output the table goes to DIR/report.md too, and plots as SVG beside it, for which
+matplotlib is needed. --keep writes the part of a result that is worth committing.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def test_bench_writes_its_results_and_shows_them(project: Project) -> None:
         arguments = " -k training" if words else ""
         assert project.make("bench", *words) == [
             f"-m pytest benchmarks -q --benchmark-json={file}{arguments}",
-            f"-m benchmarks.table {file}",
+            f"-m benchmarks.report {file}",
         ]
         assert (project.folder / file).parent.is_dir()
 
