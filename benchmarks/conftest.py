@@ -24,6 +24,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--threads", help='such as "1,2", on a CPU; default: as many as PyTorch uses')
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long_on_gpu: on a GPU only with another --grid than small")
+
+
 def _words(config: pytest.Config, option: str) -> list[str]:
     # A default: where pytest reads this file only while collecting, it does not know the options.
     return [word.strip() for word in (config.getoption(option, None) or "").split(",") if word.strip()]
@@ -43,6 +47,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         settings = grid.suite_settings(suite, device, name, chosen or None)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
+    if device == "cuda" and name == "small" and metafunc.definition.get_closest_marker("long_on_gpu"):
+        # The grid for a GPU is long, and `make gpu-check` has minutes. One skip, not one for each setting.
+        settings = [pytest.param(None, marks=pytest.mark.skip(reason="on a GPU part of --grid full"))]
     metafunc.parametrize("setting", settings, ids=str)
     if threads and device == "cpu":
         metafunc.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -23,13 +24,20 @@ Run = Callable[[], Any]
 Contenders = Mapping[str, Callable[[], Run]]  # name: builds it
 
 OURS, THEIRS, LOOP, REFERENCE = "customlstm", "nn.LSTM", "TorchScript loop", "reference"
-PIECEWISE = customlstm.Cell(
-    gate_activation=customlstm.PiecewiseLinear.fit("sigmoid", knots=16, bounds=(-7.0, 7.0)),
-    cell_activation=customlstm.PiecewiseLinear.fit("tanh", knots=16),
-    output_activation=customlstm.PiecewiseLinear.fit("tanh", knots=16),
-)
-HARD = customlstm.Cell("hard_sigmoid", "hard_tanh", "hard_tanh")
-CELLS = {"hard": HARD, "piecewise": PIECEWISE}
+CELLS = ("hard", "piecewise")
+
+
+@lru_cache
+def cell_of(name: str | None) -> customlstm.Cell | None:
+    """One of CELLS, or None for the plain one. Made when asked for: few processes need a fitted one."""
+    if name is None:
+        return None
+    if name == "hard":
+        return customlstm.Cell("hard_sigmoid", "hard_tanh", "hard_tanh")
+    tanh = customlstm.PiecewiseLinear.fit("tanh", knots=16)
+    return customlstm.Cell(
+        customlstm.PiecewiseLinear.fit("sigmoid", knots=16, bounds=(-7.0, 7.0)), tanh, tanh
+    )
 
 
 def inference(module: nn.Module, call: Callable[[], Tensor], *inputs: Tensor) -> Run:
@@ -83,8 +91,9 @@ def standard(setting: Setting, device: str) -> nn.LSTM:
     return nn.LSTM(setting.features, setting.hidden, **shape, **place(setting, device))
 
 
-def same_weights(setting: Setting, device: str, **options: Any) -> customlstm.LSTM:
-    """As :func:`standard`."""
+def same_weights(setting: Setting, device: str, cell: str | None = None, **options: Any) -> customlstm.LSTM:
+    """As :func:`standard`, with this one of CELLS."""
+    options["cell"] = cell_of(cell)
     shape = {"num_layers": setting.layers, "bidirectional": setting.bidirectional}
     module = customlstm.LSTM(setting.features, setting.hidden, **shape, **place(setting, device), **options)
     module.load_state_dict(standard(setting, device).state_dict())
@@ -103,8 +112,8 @@ def whole(
     return build
 
 
-def loop(setting: Setting, device: str, **options: Any) -> nn.Module:
-    return scripted(standard(setting, device), **options)
+def loop(setting: Setting, device: str, cell: str | None = None) -> nn.Module:
+    return scripted(standard(setting, device), cell_of(cell))
 
 
 def layer(setting: Setting, mode: str, device: str) -> dict[str, Callable[[], Run]]:
@@ -117,8 +126,8 @@ def layer(setting: Setting, mode: str, device: str) -> dict[str, Callable[[], Ru
     add(OURS, same_weights, backend="fused")
     add(THEIRS, standard)
     if setting.cells and device == "cuda":
-        for name, cell in CELLS.items():
-            add(name, same_weights, backend="fused", cell=cell)
+        for name in CELLS:
+            add(name, same_weights, backend="fused", cell=name)
     if setting.loop and device == "cpu":
         add(REFERENCE, same_weights, backend="reference")
     if setting.loop and setting.layers == 1 and not setting.bidirectional:
@@ -129,12 +138,12 @@ def layer(setting: Setting, mode: str, device: str) -> dict[str, Callable[[], Ru
 def cells(setting: Setting, mode: str, device: str) -> dict[str, Callable[[], Run]]:
     """Changed cells against the plain one, and each in TorchScript and in plain PyTorch."""
     found = {OURS: whole(setting, mode, device, same_weights, backend="fused")}
-    for name, cell in CELLS.items():
-        found[name] = whole(setting, mode, device, same_weights, backend="fused", cell=cell)
+    for name in CELLS:
+        found[name] = whole(setting, mode, device, same_weights, backend="fused", cell=name)
         if setting.loop:
-            found[f"{name}, {LOOP}"] = whole(setting, mode, device, loop, cell=cell)
+            found[f"{name}, {LOOP}"] = whole(setting, mode, device, loop, cell=name)
             found[f"{name}, {REFERENCE}"] = whole(
-                setting, mode, device, same_weights, backend="reference", cell=cell
+                setting, mode, device, same_weights, backend="reference", cell=name
             )
     return found
 

@@ -77,7 +77,6 @@ def test_layer(benchmark: Any, setting: Setting, mode: str) -> None:
 
 
 @pytest.mark.usefixtures("tf32", "threads")
-def test_training_forward(benchmark: Any, setting: Setting, pytestconfig: pytest.Config) -> None:
-    if DEVICE == "cuda" and pytestconfig.getoption("--grid", "small") == "small":
-        pytest.skip("on a GPU part of --grid full: its grid is long, and `make gpu-check` has minutes")
+@pytest.mark.long_on_gpu
+def test_training_forward(benchmark: Any, setting: Setting) -> None:
     run(benchmark, setting, "training_forward")

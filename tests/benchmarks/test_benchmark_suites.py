@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import contenders, grid, interleaved, loop, machine, measure, memory, report
+from benchmarks import contenders, grid, interleaved, machine, measure, memory, report
 from customlstm import _binary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,10 +99,9 @@ def test_products_do_the_operations_of_the_layer() -> None:
 @pytest.mark.parametrize("name", [None, *contenders.CELLS])
 def test_loops_compute_the_cell(name: str | None) -> None:
     setting = grid.Setting(6, 3, 5, 8, "float64")
-    cell = contenders.CELLS.get(name or "")
-    module = contenders.same_weights(setting, "cpu", backend="reference", cell=cell)
+    module = contenders.same_weights(setting, "cpu", backend="reference", cell=name)
     x = contenders.make_input(setting, "training", "cpu") * 4
-    ours, theirs = module(x)[0], loop.scripted(contenders.standard(setting, "cpu"), cell)(x)[0]
+    ours, theirs = module(x)[0], contenders.loop(setting, "cpu", cell=name)(x)[0]
     torch.testing.assert_close(theirs, ours)
     given = torch.randn_like(ours)
     found, expected = (torch.autograd.grad(y, x, given)[0] for y in (theirs, ours))
