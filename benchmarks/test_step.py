@@ -1,4 +1,6 @@
-"""One step, Python included: a sequence of length 1, and LSTMCell; the states go from call to call.
+"""One step, Python included: a sequence of length 1, LSTMCell, and Stream, which keeps the packed weights.
+
+The states go from call to call.
 
 A run is many calls, since one takes microseconds; the times are those of one.
 """
@@ -19,11 +21,13 @@ from .grid import Setting
 from .measure import DEVICE, TOLERANCES, Ratio, check_outputs, record
 
 SUITE = "step"
-OUR_CELL, THEIR_CELL = "customlstm.LSTMCell", "nn.LSTMCell"
+OUR_CELL, THEIR_CELL, STREAM = "customlstm.LSTMCell", "nn.LSTMCell", "customlstm.Stream"
 RATIOS = [
     Ratio("nn.LSTM / ours", THEIRS, OURS),
     Ratio("nn.LSTMCell / our LSTM", THEIR_CELL, OURS),
     Ratio("nn.LSTMCell / our LSTMCell", THEIR_CELL, OUR_CELL),
+    Ratio("nn.LSTM / Stream", THEIRS, STREAM),
+    Ratio("nn.LSTMCell / Stream", THEIR_CELL, STREAM),
 ]
 CALLS = {"inference": 100, "training": 20}
 
@@ -76,11 +80,26 @@ def steps(module: nn.Module, x: Tensor, calls: int, mode: str) -> Callable[[], T
     return {"inference": inference, "training": training}[mode]
 
 
+def stream_steps(setting: Setting, x: Tensor, calls: int) -> Callable[[], Tensor]:
+    """As :func:`steps` in inference; the first run packs the weights, and the others find them packed."""
+    stream = customlstm.Stream(same_weights(setting, DEVICE, backend="fused"), setting.batch)
+
+    def run() -> Tensor:
+        stream.reset()
+        for _ in range(calls):
+            output = stream.step(x[0])
+        return output
+
+    return run
+
+
 @pytest.mark.usefixtures("tf32", "threads")
 @pytest.mark.parametrize("mode", ["inference", "training"])
 def test_step(benchmark: Any, setting: Setting, mode: str) -> None:
     x = make_input(setting, mode, DEVICE)
     calls = CALLS[mode]
     runs = {name: steps(module, x, calls, mode) for name, module in modules(setting).items()}
+    if mode == "inference":
+        runs[STREAM] = stream_steps(setting, x, calls)
     check_outputs(runs, [(name, THEIRS) for name in runs if name != THEIRS], TOLERANCES[setting.dtype])
     record(benchmark, runs, setting, mode, suite=SUITE, ours=OURS, ratios=RATIOS, calls=calls)
