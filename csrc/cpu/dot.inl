@@ -22,7 +22,8 @@ constexpr int dot_rows() {
   return Vec<S>::kLanes < kPanelVectors ? Vec<S>::kLanes : kPanelVectors;
 }
 
-// sums[r][first + j] = the lanes' sums of products of R rows with rows of the matrix, over `count` values.
+// sums[r][first + j] = the lanes' sums of products of R rows with rows of the matrix, over values
+// begin .. end - 1; `next` are the rows of the matrix that come after these.
 template <class Operand, class S, int R, class T>
 CUSTOMLSTM_INLINE void dot_tile(const S* const (&rows)[R], const T* const (&matrix)[dot_rows<S>()],
                                 const T* const (&next)[dot_rows<S>()], int64_t begin, int64_t end, int first,
