@@ -1,4 +1,8 @@
-"""What a result must name to mean something: the machine, the versions, the commit."""
+"""What a result must name to mean something: the machine, the versions, the commit.
+
+torch and the package are imported where they are asked for: ``make gpu-check`` wants the commit before the
+package is built, and says itself where there is no torch.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,6 @@ import datetime
 import platform
 import subprocess
 from pathlib import Path
-
-import torch
-
-import customlstm
-from customlstm import _binary
 
 ROOT = Path(__file__).parents[1]
 # Of the many flags of a CPU those that decide which kernels run, ours or oneDNN's.
@@ -41,6 +40,11 @@ def cpu(text: str | None = None) -> dict[str, Fact]:
 
 def machine() -> dict[str, Fact]:
     """No name of the host, no path and no user: a result is meant to be committed."""
+    import torch
+
+    import customlstm
+    from customlstm import _binary
+
     found = cpu()
     if torch.cuda.is_available():
         found |= {

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from support_ops import Case
 
-from benchmarks import gpu_check, grid, small_shapes
+from benchmarks import gpu_check, grid, parts, small_shapes
 from customlstm import _binary, gpu
 from customlstm.launch_plan import A100, B200, H200, RTX_3090, RTX_5090, DeviceLimits, Tiling, plan
 
@@ -26,13 +26,13 @@ PYTHON, ROOT = sys.executable, gpu_check.ROOT
 
 
 @pytest.fixture
-def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> gpu_check.Check:
-    monkeypatch.setattr(gpu_check, "GRACE", 2.0)
-    return gpu_check.Check(tmp_path / "results", "now", {"device": "none"})
+def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> parts.Check:
+    monkeypatch.setattr(parts, "GRACE", 2.0)
+    return parts.Check(tmp_path / "results", "now", {"device": "none"})
 
 
 def test_a_passed_part_keeps_the_end_of_its_log(
-    check: gpu_check.Check, capfd: pytest.CaptureFixture[str]
+    check: parts.Check, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert check.run("A part", [PYTHON, "-c", "for i in range(500): print(i)"], 60)
     assert "\n0\n" in capfd.readouterr().out
@@ -41,7 +41,7 @@ def test_a_passed_part_keeps_the_end_of_its_log(
     assert check.report() == 0
 
 
-def test_a_failed_part_is_recorded_at_once(check: gpu_check.Check) -> None:
+def test_a_failed_part_is_recorded_at_once(check: parts.Check) -> None:
     assert not check.run("a", [PYTHON, "-c", "import sys; print('why'); sys.exit(3)"], 60)
     assert not check.run("b", ["/no/such/program"], 60)
     written = json.loads((check.results / "now-outcomes.json").read_text())
@@ -52,7 +52,7 @@ def test_a_failed_part_is_recorded_at_once(check: gpu_check.Check) -> None:
     assert check.report() == 1
 
 
-def test_a_part_over_its_limit_leaves_no_process(check: gpu_check.Check, tmp_path: Path) -> None:
+def test_a_part_over_its_limit_leaves_no_process(check: parts.Check, tmp_path: Path) -> None:
     """Its children are gone as well, and what it printed before is in the log, unfinished lines too."""
     pid = tmp_path / "pid"
     program = (
@@ -80,22 +80,22 @@ def _is_alive(stat: Path) -> bool:
         return False
 
 
-def test_no_part_starts_without_time(check: gpu_check.Check) -> None:
-    check.start -= gpu_check.BUDGET
+def test_no_part_starts_without_time(check: parts.Check) -> None:
+    check.start -= parts.BUDGET
     assert not check.run("late", [PYTHON, "-c", ""], 60)
     assert check.outcomes[-1].state == "not run"
 
 
 @pytest.mark.parametrize("capability", [80, 86, 90, 120])
 def test_clusters_are_left_out_before_hopper(
-    check: gpu_check.Check,
+    check: parts.Check,
     capability: int,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """And only they; that is no failure, but a check of which all is left out is one."""
-    monkeypatch.setattr(gpu_check, "supervise", passes)
-    monkeypatch.setattr(gpu_check, "last_line", lambda log: "3 passed")
+    monkeypatch.setattr(parts, "supervise", passes)
+    monkeypatch.setattr(parts, "last_line", lambda log: "3 passed")
     gpu_check.run_tests(check, capability)
     left_out = {o.part: o.remark for o in check.outcomes if o.state == "left out"}
     remark = f"needs compute capability 9.0, this is {capability / 10}"
@@ -120,7 +120,7 @@ def passes(command: object, limit: float, log: Path, environment: object) -> tup
     ],
 )
 def test_skipped_tests_are_counted(
-    check: gpu_check.Check, tmp_path: Path, body: str, state: str, remark: str
+    check: parts.Check, tmp_path: Path, body: str, state: str, remark: str
 ) -> None:
     (tmp_path / "test_it.py").write_text(f"import pytest\n{body}\n")
     check.run("tests", [*gpu_check.PYTEST, "-p", "no:cacheprovider", str(tmp_path / "test_it.py")], 60)
@@ -136,13 +136,6 @@ def test_results_of_benchmarks(tmp_path: Path, capsys: pytest.CaptureFixture[str
     raw.write_text('{"machine_info": 1, "benchmarks": [{"extra_info": {"times": 2}, "stats": 3}]}')
     expected = {"machine": {"device": "x"}, "benchmarks": [{"extra_info": {"times": 2}}]}
     assert gpu_check.strip(raw, to, {"device": "x"}) == expected == json.loads(to.read_text())
-
-
-def test_commit_is_unknown_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert gpu_check.commit(tmp_path) == "unknown"
-    (tmp_path / ".git").mkdir()
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert gpu_check.commit(tmp_path) == "unknown"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
