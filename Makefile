@@ -8,7 +8,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # More arguments for pytest: make test ARGS="-k parity -x"
 ARGS ?=
-# Where `make bench` writes what it measured.
+# Where `make bench` writes what it measured, run by run; what it has measured before it replaces.
 RESULTS ?= runs/bench.json
 # What `make sanitize` runs.
 SANITIZE_TESTS ?= tests/kernels tests/modules/test_parity.py
@@ -34,8 +34,7 @@ install: $(LIBRARY)  ## set up the environment and build the kernels in place
 	$(PY) -m customlstm
 
 bench: $(LIBRARY)  ## measure against nn.LSTM and plain PyTorch, write RESULTS and print the report
-	mkdir -p $(dir $(RESULTS))
-	$(PY) -m pytest benchmarks -q --benchmark-json=$(RESULTS) $(ARGS)
+	$(PY) -m pytest benchmarks -q --keep=$(RESULTS) $(ARGS)
 	$(PY) -m benchmarks.report $(RESULTS)
 
 lint: $(INSTALLED)  ## check the Python code with ruff

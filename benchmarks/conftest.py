@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-from . import grid, machine
+from . import grid, machine, runs
 
 _START = time.monotonic()
 
@@ -22,10 +23,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--grid", choices=grid.GRIDS, default="small", help="which settings (default: small)")
     group.addoption("--dtype", help='such as "float32,bfloat16"; default: each suite\'s own')
     group.addoption("--threads", help='such as "1,2", on a CPU; default: as many as PyTorch uses')
+    group.addoption(
+        "--keep",
+        type=Path,
+        metavar="FILE",
+        help="add every run to FILE as it ends, in place of an earlier one of its setting",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long_on_gpu: on a GPU only with another --grid than small")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Before anything is timed: a file that nothing can be added to."""
+    file: Path | None = session.config.getoption("--keep", None)
+    if file is None or session.config.option.collectonly:
+        return
+    try:
+        if file.exists():
+            kept = runs.load([file])[0].source.device
+            if kept != (here := str(machine.machine()["device"])):
+                raise ValueError(f"{file} holds results of another machine: {kept}, and this is {here}")
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise pytest.UsageError(f"--keep: {error}") from error
 
 
 def _words(config: pytest.Config, option: str) -> list[str]:
@@ -83,6 +106,21 @@ def _in_time() -> None:
     seconds = float(os.environ.get("CUSTOMLSTM_BENCHMARK_SECONDS", "inf"))
     if time.monotonic() - _START > seconds:
         pytest.skip(f"not timed: the {seconds:.0f} seconds for benchmarks are over")
+
+
+@pytest.fixture(scope="session")
+def _source() -> runs.Source:
+    return runs.Source(machine.machine(), machine.commit())
+
+
+@pytest.fixture(autouse=True)
+def _kept(request: pytest.FixtureRequest, _source: runs.Source) -> Iterator[None]:
+    """At once, since pytest-benchmark writes its file at the end, and a long run may not come that far."""
+    yield
+    file: Path | None = request.config.getoption("--keep", None)
+    benchmark = request.node.funcargs.get("benchmark")
+    if file is not None and benchmark is not None and "times" in benchmark.extra_info:
+        runs.add(file, runs.Run(dict(benchmark.extra_info), _source))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -13,18 +13,16 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
-import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
+from . import report, runs
 from .machine import ROOT, commit
 from .parts import Check, slug
-from .table import summary_table
 
 # Compute capabilities; the package, which knows them too, must not be imported before its build.
 OLDEST, FIRST_WITH_CLUSTERS = 80, 90
@@ -65,38 +63,18 @@ def machine() -> dict[str, str | int | None]:
     }
 
 
-def strip(raw: Path, to: Path, about: dict[str, str | int | None]) -> dict[str, Any] | None:
-    """pytest-benchmark's file without what it knows of the machine's insides, with ``about``.
-
-    None where no benchmark ran: the file is then missing or empty, and nothing is written.
-    """
-    if not raw.exists() or raw.stat().st_size == 0:
-        return None
-    try:
-        runs = [{"extra_info": run["extra_info"]} for run in json.loads(raw.read_text())["benchmarks"]]
-    except (ValueError, KeyError) as error:
-        print(f"{raw} is no result of pytest-benchmark: {error!r}", file=sys.stderr)
-        return None
-    result = {"machine": about, "benchmarks": [run for run in runs if "times" in run["extra_info"]]}
-    if not result["benchmarks"]:
-        return None
-    to.write_text(json.dumps(result, indent=1) + "\n")
-    return result
-
-
 def run_benchmarks(check: Check) -> None:
-    raw = check.results / f"{check.name}-raw.json"
-    raw.unlink(missing_ok=True)
-    command = [*PYTEST, "benchmarks/test_layer.py", "--benchmark-json", str(raw)]
+    file = check.results / f"{check.name}-layer.json"
+    file.unlink(missing_ok=True)  # an earlier call's: what is shown below is of this one
+    command = [*PYTEST, "benchmarks/test_layer.py", "--keep", str(file)]
     # The suite itself stops in time, and its summary counts what it skipped.
     seconds = check.left() - 15
     check.run("benchmarks", command, check.left(), CUSTOMLSTM_BENCHMARK_SECONDS=f"{seconds:.0f}")
-    result = strip(raw, check.results / f"{check.name}-layer.json", check.about)
-    if result is None:
+    if not file.exists():
         print("\nno benchmark ran")
         return
-    raw.unlink()
-    print(f"\n{summary_table(result)}")
+    found = runs.read(file)
+    print("", report.summary(found), report.losses(found), sep="\n")
 
 
 def run_tests(check: Check, capability: int) -> None:

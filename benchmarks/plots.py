@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 if TYPE_CHECKING:
-    from .report import Run
+    from .runs import Run
 
 AXES = {"T": "steps", "B": "batch", "H": "hidden"}
 FEWEST = 3  # points that make a line worth drawing

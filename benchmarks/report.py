@@ -1,24 +1,24 @@
 """``python -m benchmarks.report FILE... [--output DIR]``: results as markdown, losses included, and as plots.
 
-FILE is what ``pytest benchmarks --benchmark-json FILE`` wrote, or a result of ``make gpu-check``. A ratio is
+FILE is what ``make bench`` or ``pytest benchmarks --keep FILE`` wrote, or ``--benchmark-json FILE``, or
+``make gpu-check``. Of several, a later run of a setting takes the place of an earlier one. A ratio is
 a median time divided by a median time, in parentheses the same of the minima; above 1 the second is faster.
 A loss, a median ratio below what is aimed at (1.0, for changed cells against the plain one 0.87), is bold
 with an arrow. With --output the table goes to DIR/report.md too, and plots as SVG beside it, for which
-matplotlib is needed. --keep writes the part of a result that is worth committing.
+matplotlib is needed. --keep writes the part of the results that is worth committing.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .table import RATIOS, shape_of
+from .runs import Ratio, Run, Source, load, sources, write
 
 MIB = 1 << 20
 TITLES = {
@@ -31,106 +31,16 @@ TITLES = {
 }
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """Of two contenders' times in one run; ``least`` is what is aimed at."""
-
-    median: float
-    minimum: float
-    least: float
-
-    @property
-    def lost(self) -> bool:
-        return self.median < self.least
-
-    def __str__(self) -> str:
-        return f"**{self.median:.2f}** ({self.minimum:.2f}) ↓" if self.lost else self.short
-
-    @property
-    def short(self) -> str:
-        return f"{self.median:.2f} ({self.minimum:.2f})"
+def fraction(run: Run) -> str:
+    gemm = run.info.get("gemm")
+    return f"{gemm['fraction']:.0%} of {max(gemm['gflops'].values()):.0f}" if gemm else ""
 
 
-class Run:
-    """One setting of one suite: its ``extra_info``, where older results lack something with the default."""
-
-    def __init__(self, info: dict[str, Any]) -> None:
-        self.info = info
-        self.suite: str = info.get("suite", "layer")
-        self.ours: str = info.get("ours", "customlstm")
-        self.setting: dict[str, Any] = info["setting"]
-        self.mode: str = info["mode"]
-        self.threads: int = info.get("threads", 0)
-        self.times: dict[str, dict[str, float]] = info["times"]
-
-    @property
-    def group(self) -> tuple[str, str, int]:
-        return self.setting["dtype"], self.mode, self.threads
-
-    @property
-    def shape(self) -> str:
-        return shape_of(self.setting)
-
-    def specs(self) -> list[dict[str, Any]]:
-        if "ratios" in self.info:
-            return self.info["ratios"]
-        older = [
-            {"title": title, "of": a, "to": b, "least": 0.0 if "plain cell" in title else 1.0}
-            for title, a, b in RATIOS
-        ]
-        return [r for r in older if r["of"] in self.times and r["to"] in self.times]
-
-    def ratios(self) -> dict[str, Ratio]:
-        def ratio(of: str, to: str, least: float) -> Ratio:
-            median, minimum = (self.times[of][key] / self.times[to][key] for key in ("median_ms", "min_ms"))
-            return Ratio(median, minimum, least)
-
-        return {r["title"]: ratio(r["of"], r["to"], r["least"]) for r in self.specs()}
-
-    def fraction(self) -> str:
-        gemm = self.info.get("gemm")
-        return f"{gemm['fraction']:.0%} of {max(gemm['gflops'].values()):.0f}" if gemm else ""
-
-    def peak(self) -> str:
-        """MiB of ours and of what the first ratio compares it with."""
-        peaks, specs = self.info.get("peak_bytes") or {}, self.specs()
-        names = [self.ours, *(r["of"] for r in specs[:1] if r["of"] != self.ours)]
-        return " / ".join(f"{peaks[name] / MIB:.1f}" for name in names if name in peaks)
-
-
-def load(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """The runs of all files, and of each file a line that names machine, versions, commit and date.
-
-    Raises:
-        ValueError: a file is no result, or holds no run.
-    """
-    runs: list[Run] = []
-    about: list[str] = []
-    for path in paths:
-        try:
-            content = json.loads(path.read_text())
-            found = [Run(b["extra_info"]) for b in content["benchmarks"] if "times" in b["extra_info"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no result of the benchmarks: {error!r}") from error
-        if not found:
-            raise ValueError(f"{path} holds no run; did every benchmark fail or get skipped?")
-        runs += found
-        about.append(describe(content))
-    return runs, about
-
-
-def describe(content: dict[str, Any]) -> str:
-    """ "AMD EPYC (2 cores; avx2, avx512f), torch 2.13.0, ..., commit 1234567 with changes, 2026-11-22"."""
-    facts = dict(content.get("machine_info") or content.get("machine") or {})
-    commit = content.get("commit_info") or {"id": facts.get("commit", "unknown")}
-    cores, flags = facts.get("cpu_cores"), ", ".join(facts.get("cpu_flags") or [])
-    details = "; ".join(filter(None, [f"{cores} cores" if cores else "", flags]))
-    parts = [str(facts.get("device", "unknown machine")) + (f" ({details})" if details else "")]
-    names = ("torch", "cuda", "cudnn", "customlstm", "kernels", "python")
-    parts += [f"{name} {facts[name]}" for name in names if facts.get(name)]
-    dirty = {True: " with changes that are not committed", None: "", False: ""}[commit.get("dirty")]
-    parts.append(f"commit {str(commit.get('id', 'unknown'))[:12]}{dirty}")
-    return ", ".join([*parts, str(facts.get("date", "no date"))])
+def peak(run: Run) -> str:
+    """MiB of ours and of what the first ratio compares it with."""
+    peaks = run.info.get("peak_bytes") or {}
+    names = [run.ours, *(r["of"] for r in run.specs[:1] if r["of"] != run.ours)]
+    return " / ".join(f"{peaks[name] / MIB:.1f}" for name in names if name in peaks)
 
 
 def geometric_mean(values: Sequence[float]) -> float:
@@ -150,6 +60,17 @@ def ordered(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
+def about(runs: Sequence[Run]) -> str:
+    """A line for each machine and commit, where there are several with the number of its runs."""
+    found = sources(runs)
+
+    def which(source: Source) -> str:
+        counts = Counter(run.suite for run in runs if run.source == source)
+        return ", ".join(f"{count} of {suite}" for suite, count in counts.items())
+
+    return "\n".join(f"- {s}" + (f"; runs: {which(s)}" if len(found) > 1 else "") for s in found)
+
+
 def summary(runs: Sequence[Run]) -> str:
     """One line for each suite, ratio, dtype, mode and number of threads: mean, losses and the worst shape."""
     found: dict[tuple[Any, ...], list[tuple[Ratio, str]]] = {}
@@ -164,9 +85,20 @@ def summary(runs: Sequence[Run]) -> str:
         text = f"**{lost} of {len(pairs)}**" if lost else f"0 of {len(pairs)}"
         if not any(ratio.least for ratio, _ in pairs):
             text = "no aim stated"
-        rows.append([suite, title, dtype, mode, str(threads or ""), mean, text, f"{worst} at {shape}"])
+        rows.append([suite, title, dtype, mode, str(threads), mean, text, f"{worst} at {shape}"])
     titles = ["suite", "ratio", "dtype", "mode", "threads", "geometric mean", "lost", "worst"]
     return markdown(titles, rows)
+
+
+def losses(runs: Sequence[Run]) -> str:
+    """A line for every loss, the worst first; empty where there is none."""
+    found: list[tuple[float, str]] = []
+    for run in runs:
+        what = f"{run.suite}, {run.setting['dtype']}, {run.mode}, {run.threads} threads, ({run.shape})"
+        found += [
+            (r.median, f"loss: {what}: {name} {r.short}") for name, r in run.ratios().items() if r.lost
+        ]
+    return "\n".join(line for _, line in sorted(found))
 
 
 def _mean(ratios: Sequence[Ratio]) -> str:
@@ -174,23 +106,28 @@ def _mean(ratios: Sequence[Ratio]) -> str:
     return f"{median:.2f} ({minimum:.2f})"
 
 
-def suite_table(runs: Sequence[Run]) -> str:
-    """Every run of one suite, and after each dtype, mode and number of threads its geometric means."""
+def suite_table(runs: Sequence[Run], commits: bool = False) -> str:
+    """Every run of one suite, and after each dtype, mode and number of threads its geometric means.
+
+    Args:
+        commits: whether each row names the commit that it was measured at.
+    """
     names = ordered(title for run in runs for title in run.ratios())
     rows = []
     for group in ordered(run.group for run in runs):
         dtype, mode, threads = group
         members = [run for run in runs if run.group == group]
-        head = [dtype, mode, str(threads or "")]
+        head = [dtype, mode, str(threads)]
         for run in members:
             ratios = run.ratios()
             cells = [str(ratios.get(name, "")) for name in names]
             ours = f"{run.times[run.ours]['median_ms']:.4g}"
-            rows.append([run.shape, *head, ours, *cells, run.fraction(), run.peak()])
+            commit = run.source.short if commits else ""
+            rows.append([run.shape, *head, ours, *cells, fraction(run), peak(run), commit])
         columns = [[r for run in members if (r := run.ratios().get(name))] for name in names]
         means = [_mean(column) if column else "" for column in columns]
         if len(members) > 1:
-            rows.append(["geometric mean", *head, "", *means, "", ""])
+            rows.append(["geometric mean", *head, "", *means, "", "", ""])
     titles = [
         "T, B, I, H",
         "dtype",
@@ -200,49 +137,40 @@ def suite_table(runs: Sequence[Run]) -> str:
         *names,
         "of GEMM, GFLOP/s",
         "peak MiB, ours / theirs",
+        "commit",
     ]
     return markdown(titles, rows)
 
 
-def report(runs: Sequence[Run], about: Sequence[str]) -> str:
-    """The whole page."""
-    parts = ["# Benchmarks", "\n".join(f"- {line}" for line in ordered(about))]
+def report(runs: Sequence[Run]) -> str:
+    """The whole page. Where the runs are of several commits, each row names its own."""
+    commits = len({run.source.short for run in runs}) > 1
+    parts = ["# Benchmarks", about(runs)]
     parts.append(
         "Ratios of median times (in parentheses of the minima), above 1: the second is faster; ↓: a loss."
+        + (" A commit with a plus had changes that are not committed." if commits else "")
     )
     parts += ["## Summary", summary(runs)]
     for suite in ordered(run.suite for run in runs):
-        parts += [f"## {TITLES.get(suite, suite)}", suite_table([run for run in runs if run.suite == suite])]
+        table = suite_table([run for run in runs if run.suite == suite], commits)
+        parts += [f"## {TITLES.get(suite, suite)}", table]
     return "\n\n".join(parts) + "\n"
-
-
-def kept(content: dict[str, Any]) -> dict[str, Any]:
-    """What is worth committing of a file: machine, commit, and what the suites recorded."""
-    head = {
-        key: content[key] for key in ("machine_info", "commit_info", "machine", "datetime") if key in content
-    }
-    runs = [{"extra_info": b["extra_info"]} for b in content["benchmarks"] if "times" in b["extra_info"]]
-    return {**head, "benchmarks": runs}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.split("\n\n")[0])
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write report.md and plots (SVG) into DIR")
-    parser.add_argument(
-        "--keep", type=Path, metavar="FILE", help="write the only result, made small, to FILE"
-    )
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="write the results, made small, to FILE")
     options = parser.parse_args(arguments)
-    if options.keep and len(options.files) > 1:
-        parser.error("--keep takes one result, not several")
     try:
-        runs, about = load(options.files)
+        runs = load(options.files)
+        if options.keep:
+            write(options.keep, runs)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
-    if options.keep:
-        options.keep.write_text(json.dumps(kept(json.loads(options.files[0].read_text())), indent=1) + "\n")
-    page = report(runs, about)
+    page = report(runs)
     print(page)
     if options.output is None:
         return 0

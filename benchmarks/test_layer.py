@@ -36,13 +36,18 @@ from .measure import (
 )
 
 SUITE = "layer"
-RATIOS = [
-    Ratio("nn.LSTM / ours", THEIRS, OURS),
+MORE_RATIOS = [
     Ratio("reference / ours", REFERENCE, OURS),
     Ratio("TorchScript loop / ours", LOOP, OURS),
     Ratio("plain / hard cell", OURS, "hard", least=1 / 1.15),
     Ratio("plain / piecewise cell", OURS, "piecewise", least=1 / 1.15),
 ]
+
+
+def ratios(setting: Setting) -> list[Ratio]:
+    """On a GPU in float16 nine tenths of cuDNN's speed are aimed at."""
+    least = 0.9 if DEVICE == "cuda" and setting.dtype == "float16" else 1.0
+    return [Ratio("nn.LSTM / ours", THEIRS, OURS, least=least), *MORE_RATIOS]
 
 
 def run(benchmark: Any, setting: Setting, mode: str) -> None:
@@ -63,7 +68,7 @@ def run(benchmark: Any, setting: Setting, mode: str) -> None:
         mode,
         suite=SUITE,
         ours=OURS,
-        ratios=RATIOS,
+        ratios=ratios(setting),
         products=products(setting, mode, DEVICE),
         operations=operations(setting, mode),
         memory_of=layer,

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import contenders, grid, interleaved, machine, measure, memory, report
+from benchmarks import contenders, grid, interleaved, machine, measure, memory, report, runs
 from customlstm import _binary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -193,21 +193,39 @@ def test_wrong_options_are_explained() -> None:
 
 @needs_library
 @pytest.mark.slow
+def test_a_file_to_add_to_is_looked_at_first(tmp_path: Path) -> None:
+    """And left as it is, where nothing can be added to it."""
+    pytest.importorskip("pytest_benchmark")
+    file = tmp_path / "kept.json"
+    other = runs.Source({"device": "Another machine"}, {"id": "unknown"})
+    info = {"suite": "layer", "ours": "a", "setting": {}, "mode": "", "threads": 1, "times": {}, "ratios": []}
+    runs.write(file, [runs.Run(info, other)])
+    for text, why in ((file.read_text(), "of another machine: Another machine"), ("{}", "is no result")):
+        file.write_text(text)
+        done = pytest_on_suites("--grid", "tiny", "-k", "test_step", f"--keep={file}")
+        assert done.returncode == 4 and why in done.stdout + done.stderr
+        assert file.read_text() == text
+
+
+@needs_library
+@pytest.mark.slow
 def test_every_suite_runs(tmp_path: Path) -> None:
     """Compiling once shows that it works, and twice would take as long as everything else."""
     pytest.importorskip("pytest_benchmark")
-    file = tmp_path / "tiny.json"
+    file, kept = tmp_path / "tiny.json", tmp_path / "there" / "kept.json"
     chosen = ["--grid", "tiny", "--dtype", "float32", "--threads", "1", "-k", "not (compiled and training)"]
-    done = pytest_on_suites(*chosen, f"--benchmark-json={file}")
+    done = pytest_on_suites(*chosen, f"--benchmark-json={file}", f"--keep={kept}")
     assert done.returncode == 0, done.stdout + done.stderr
     content = json.loads(file.read_text())
     assert content["machine_info"].keys() == machine.machine().keys()
     assert content["commit_info"].keys() == {"id", "dirty"}
-    runs, about = report.load([file])
-    assert {run.suite for run in runs} >= set(SUITES) - {"compiled"}
-    assert {run.mode for run in runs if run.suite == "layer"} == set(contenders.MODES)
-    assert all(run.threads == 1 and run.ratios() for run in runs if run.info["device"] == "cpu")
-    assert all(run.fraction() for run in runs if run.suite == "layer")
+    found = runs.read(kept)
+    # No run has the key of another one, or it would have replaced it.
+    assert [run.info for run in found] == [run.info for run in runs.read(file)]
+    assert {run.suite for run in found} >= set(SUITES) - {"compiled"}
+    assert {run.mode for run in found if run.suite == "layer"} == set(contenders.MODES)
+    assert all(run.threads == 1 and run.ratios() for run in found if run.info["device"] == "cpu")
+    assert all(report.fraction(run) for run in found if run.suite == "layer")
     if os.access("/proc/self/clear_refs", os.W_OK):
-        assert all(run.peak() for run in runs if run.suite in ("layer", "cells", "lengths"))
-    assert all(f"## {title}" in report.report(runs, about) for title in ("Summary", "One step"))
+        assert all(report.peak(run) for run in found if run.suite in ("layer", "cells", "lengths"))
+    assert all(f"## {title}" in report.report(found) for title in ("Summary", "One step"))

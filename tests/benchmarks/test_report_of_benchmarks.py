@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import report
+from benchmarks.runs import Ratio, Run, Source, load
 
 SETTING = {"steps": 100, "batch": 1, "features": 64, "hidden": 64, "dtype": "float32", "bidirectional": False,
            "layers": 1, "loop": False, "cells": True}  # fmt: skip
@@ -43,6 +45,10 @@ def write(file: Path, runs: list[dict[str, Any]] = RUNS, **content: Any) -> Path
     return file
 
 
+def runs(infos: Iterable[dict[str, Any]]) -> list[Run]:
+    return [Run(info, Source(MACHINE, {"id": "0123456789abcdef", "dirty": True})) for info in infos]
+
+
 @pytest.fixture
 def result(tmp_path: Path) -> Path:
     return write(tmp_path / "result.json")
@@ -59,7 +65,7 @@ def rows(page: str, *words: str) -> list[list[str]]:
 
 
 def test_page(result: Path) -> None:
-    page = report.report(*report.load([result]))
+    page = report.report(load([result]))
     assert (
         "- A CPU (2 cores; avx2), torch 2.13.0, commit 0123456789ab with changes that are not committed"
         in page
@@ -85,7 +91,7 @@ def test_page(result: Path) -> None:
 
 def test_means_are_of_one_dtype_mode_and_number_of_threads(tmp_path: Path) -> None:
     other = run(1.0, 9.0, "training")
-    page = report.report(*report.load([write(tmp_path / "a.json", [*RUNS, other])]))
+    page = report.report(load([write(tmp_path / "a.json", [*RUNS, other])]))
     (training,) = rows(page, "| layer |", "training")
     assert training[5].startswith("9.00") and training[6] == "0 of 1"
     assert not rows(page, "| geometric mean |", "training")  # of one shape it would say nothing new
@@ -93,44 +99,54 @@ def test_means_are_of_one_dtype_mode_and_number_of_threads(tmp_path: Path) -> No
 
 def test_columns_without_values_are_left_out(tmp_path: Path) -> None:
     plain = {key: value for key, value in RUNS[0].items() if key not in ("peak_bytes", "gemm")}
-    page = report.report(*report.load([write(tmp_path / "a.json", [plain])]))
+    page = report.report(load([write(tmp_path / "a.json", [plain])]))
     assert "GEMM" not in page and "MiB" not in page
 
 
-def test_result_of_gpu_check(tmp_path: Path) -> None:
-    """It has neither suite nor ratios, and its machine names the commit."""
-    known = ("setting", "mode", "threads", "times")
-    old = [{key: value for key, value in info.items() if key in known} for info in RUNS]
-    old[0]["times"] = {**old[0]["times"], "hard": {"median_ms": 1.2, "min_ms": 1.0}}
-    file = tmp_path / "old.json"
-    machine = {"device": "A GPU", "commit": "abc", "date": "today"}
-    file.write_text(json.dumps({"machine": machine, "benchmarks": [{"extra_info": info} for info in old]}))
-    page = report.report(*report.load([file]))
-    assert "- A GPU, commit abc, today" in page
-    (mean,) = rows(page, "| layer |", "nn.LSTM` / ours")
-    assert mean[5].startswith("1.59")
-
-
 def test_losses_against_another_aim() -> None:
-    assert not report.Ratio(0.9, 0.95, 1 / 1.15).lost
-    assert report.Ratio(0.86, 0.95, 1 / 1.15).lost
-    assert str(report.Ratio(0.5, 0.6, 1.0)) == "**0.50** (0.60) ↓"
-    assert str(report.Ratio(1.5, 1.6, 1.0)) == "1.50 (1.60)"
+    assert not Ratio(0.9, 0.95, 1 / 1.15).lost
+    assert Ratio(0.86, 0.95, 1 / 1.15).lost
+    assert str(Ratio(0.5, 0.6, 1.0)) == "**0.50** (0.60) ↓"
+    assert str(Ratio(1.5, 1.6, 1.0)) == "1.50 (1.60)"
 
 
-def test_several_files_and_a_small_copy(
+def test_every_loss_has_a_line() -> None:
+    found = runs([run(1.0, 0.9, hidden=32), *RUNS, run(1.0, 0.95, "training", dtype="float16")])
+    assert report.losses(found).splitlines() == [
+        "loss: layer, float32, inference, 2 threads, (100, 1, 128, 128): nn.LSTM / ours 0.50 (0.44)",
+        "loss: layer, float32, inference, 2 threads, (100, 1, 64, 32): nn.LSTM / ours 0.90 (0.89)",
+        "loss: layer, float16, training, 2 threads, (100, 1, 64, 64): nn.LSTM / ours 0.95 (0.94)",
+    ]
+    assert report.losses(found[1:2]) == ""
+
+
+def test_rows_name_their_commit_where_there_are_several(
     result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = write(tmp_path / "other.json", [run(1.0, 2.0, batch=2)])
+    assert report.main([str(result)]) == 0
+    assert not rows(capsys.readouterr().out, "| commit |")
+    newer = {"id": "fedcba9876543210", "dirty": False}
+    other = write(tmp_path / "other.json", [run(1.0, 2.0, batch=2), run(1.0, 3.0)], commit_info=newer)
     assert report.main([str(result), str(other)]) == 0
-    assert "100, 2, 64, 64" in capsys.readouterr().out
-    small = tmp_path / "small.json"
-    assert report.main([str(result), "--keep", str(small)]) == 0
     page = capsys.readouterr().out
-    content = json.loads(small.read_text())
-    assert content["benchmarks"][0].keys() == {"extra_info"} and content["machine_info"] == MACHINE
+    first, second = sorted(line for line in page.splitlines() if line.startswith("- "))
+    assert "commit 0123456789ab with changes" in first and first.endswith("; runs: 2 of layer")
+    assert "commit fedcba987654," in second and second.endswith("; runs: 2 of layer")
+    named = {row[0]: (row[5], row[-1]) for row in rows(page, "| 100, ")}
+    assert named["100, 1, 64, 64"] == ("3.00 (3.22)", "fedcba9")
+    assert named["100, 1, 128, 128"][1] == "0123456+"
+
+
+def test_kept_file_gives_the_same_page(
+    result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write(tmp_path / "other.json", [run(1.0, 2.0, batch=2)], commit_info={"id": "f" * 40})
+    small = tmp_path / "there" / "small.json"
+    assert report.main([str(result), str(other), "--keep", str(small)]) == 0
+    page = capsys.readouterr().out
     assert report.main([str(small)]) == 0
     assert capsys.readouterr().out == page
+    assert "stats" not in small.read_text()
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"benchmarks": []}', '{"benchmarks": [{"extra_info": {}}]}'])
@@ -158,12 +174,12 @@ class TestPlots:
     def test_series(self) -> None:
         from benchmarks import plots
 
-        runs = [report.Run(info) for info in RUNS]
-        (title,) = plots.series(runs, "H")
+        members = runs(RUNS)
+        (title,) = plots.series(members, "H")
         assert title == "T=100, B=1, I=H\nfloat32, 2 threads"
-        assert [r.setting["hidden"] for r in plots.series(runs[::-1], "H")[title]] == [64, 128, 256]
-        assert not plots.series(runs[:2], "H") and not plots.series(runs, "B")
-        by_batch = [report.Run(run(1.0, 2.0, batch=b, loop=b > 1)) for b in (4, 1, 2)]
+        assert [r.setting["hidden"] for r in plots.series(members[::-1], "H")[title]] == [64, 128, 256]
+        assert not plots.series(members[:2], "H") and not plots.series(members, "B")
+        by_batch = runs(run(1.0, 2.0, batch=b, loop=b > 1) for b in (4, 1, 2))
         (members,) = plots.series(by_batch, "B").values()
         assert [r.setting["batch"] for r in members] == [1, 2, 4]
 
@@ -175,7 +191,7 @@ class TestPlots:
             infos = [
                 run(1.0, 0.5 + 0.2 * i, mode, hidden=97 + i) for i in range(count) for mode in ("a", "b")
             ]
-            figure = plots.ratio_figure([report.Run(info) for info in infos], "title")
+            figure = plots.ratio_figure(runs(infos), "title")
             figure.draw_without_rendering()
             for axis in figure.axes:
                 assert any(list(line.get_xdata()) == [1.0, 1.0] for line in axis.lines)

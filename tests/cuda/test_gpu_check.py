@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from support_ops import Case
 
-from benchmarks import gpu_check, grid, parts, small_shapes
+from benchmarks import gpu_check, grid, parts, runs, small_shapes
 from customlstm import _binary, gpu
 from customlstm.launch_plan import A100, B200, H200, RTX_3090, RTX_5090, DeviceLimits, Tiling, plan
 
@@ -127,15 +127,30 @@ def test_skipped_tests_are_counted(
     assert (check.outcomes[-1].state, check.outcomes[-1].remark) == (state, remark)
 
 
-def test_results_of_benchmarks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    raw, to = tmp_path / "raw.json", tmp_path / "to.json"
-    assert gpu_check.strip(raw, to, {}) is None
-    for text in ("", "{", "{}", '{"benchmarks": []}'):
-        raw.write_text(text)
-        assert gpu_check.strip(raw, to, {}) is None and not to.exists()
-    raw.write_text('{"machine_info": 1, "benchmarks": [{"extra_info": {"times": 2}, "stats": 3}]}')
-    expected = {"machine": {"device": "x"}, "benchmarks": [{"extra_info": {"times": 2}}]}
-    assert gpu_check.strip(raw, to, {"device": "x"}) == expected == json.loads(to.read_text())
+def test_results_of_benchmarks(
+    check: parts.Check, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is shown is of this call, however much of it ran."""
+    times = {name: {"median_ms": ms, "min_ms": ms} for name, ms in (("a", 2.0), ("b", 1.0))}
+    info = {
+        "suite": "layer", "ours": "a", "setting": vars(grid.Setting(*grid.TINY)), "mode": "inference",
+        "threads": 1, "times": times,
+        "ratios": [{"title": "b / a", "of": "b", "to": "a", "least": 1.0}],
+    }  # fmt: skip
+
+    def one_run(part: str, command: list[str], limit: float, **environment: str) -> bool:
+        file = Path(command[command.index("--keep") + 1])
+        assert not file.exists()
+        runs.add(file, runs.Run(info, runs.Source({}, {})))
+        return False
+
+    for replaced, shown in (
+        (one_run, "(3, 2, 5, 8): b / a 0.50 (0.50)"),
+        (lambda *words, **environment: False, "no benchmark ran"),
+    ):
+        monkeypatch.setattr(check, "run", replaced)
+        gpu_check.run_benchmarks(check)
+        assert shown in capsys.readouterr().out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -263,11 +278,11 @@ def test_small_shapes() -> None:
             small_shapes.run(layer, "float32", "cpu")
     finally:
         matmul.fp32_precision = before
-    runs = list(small_shapes.runs(90))
-    assert len(runs) <= 64 and all(v == "step" for _, math, v in runs if math == "float64")
+    cases = list(small_shapes.runs(90))
+    assert len(cases) <= 64 and all(v == "step" for _, math, v in cases if math == "float64")
     assert {variant for _, _, variant in small_shapes.runs(80)} == {"step", "grid"}
     tiles, chunks = set(), set()
-    for layer, math, variant in runs:
+    for layer, math, variant in cases:
         for tiling in tilings(H200, layer, math, variant):
             assert tiling is not None, (layer, math, variant)
             tiles |= {variant} if tiling.column_tiles > 1 else set()
