@@ -19,10 +19,10 @@ SWITCHES := $(VENV)/.customlstm-switches
 LIBRARY := customlstm/_C.json
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test install bench lint sanitize cuda-check gpu-check wheel sdist clean force
+.PHONY: help demo test install bench lint sanitize cuda-check gpu-check instructions wheel sdist clean force
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(LIBRARY)  ## train a character model on real text with an LSTM that nn.LSTM cannot run
 	$(PY) examples/char_lm.py --demo
@@ -36,6 +36,9 @@ install: $(LIBRARY)  ## set up the environment and build the kernels in place
 bench: $(LIBRARY)  ## measure against nn.LSTM and plain PyTorch, write RESULTS and print the report
 	$(PY) -m pytest benchmarks -q --keep=$(RESULTS) $(ARGS)
 	$(PY) -m benchmarks.report $(RESULTS)
+
+instructions: $(LIBRARY)  ## count the instructions of three shapes, with valgrind: ARGS="--compare FILE"
+	$(PY) -m benchmarks.instructions $(ARGS)
 
 lint: $(INSTALLED)  ## check the Python code with ruff
 	$(PY) -m ruff check .

@@ -52,13 +52,14 @@ def machine() -> dict[str, Fact]:
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
         }
-    loaded = _binary.status().loaded
+    status = _binary.status()
     return {
         "device": found.get("gpu") or found["cpu"],
         **found,
         "torch": torch.__version__,
         "customlstm": customlstm.__version__,
-        "kernels": torch.ops.customlstm.cpu_isa() if loaded else f"none: {_binary.status().reason}",
+        "kernels": torch.ops.customlstm.cpu_isa() if status.loaded else f"none: {status.reason}",
+        "compiler": status.build.get("compiler"),
         "python": platform.python_version(),
         "date": datetime.date.today().isoformat(),
         "threads": torch.get_num_threads(),

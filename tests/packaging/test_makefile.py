@@ -123,6 +123,11 @@ def test_bench_writes_its_results_and_shows_them(project: Project) -> None:
         ]
 
 
+def test_instructions_are_of_the_built_library(project: Project) -> None:
+    made = project.make("instructions", "ARGS=--compare a.json")
+    assert made[-2:] == [BUILD, "-m benchmarks.instructions --compare a.json"]
+
+
 def test_a_failed_build_is_tried_again(project: Project) -> None:
     project.make("install")
     (project.folder / "csrc/ops/a.cpp").write_text("// edited")
