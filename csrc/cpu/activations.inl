@@ -65,20 +65,7 @@ CUSTOMLSTM_NOINLINE void evaluate(const Activation<S>& f, Pack<S, R>& value, Pac
     case ActivationKind::kPiecewiseLinear: {
       const V largest = V::broadcast(MathConstants<S>::kLargest);
       V x_start[R], y_start[R], slope[R];
-      for (int r = 0; r < R; ++r) {
-        x_start[r] = V::broadcast(f.x[0]);
-        y_start[r] = V::broadcast(f.y[0]);
-        slope[r] = V::broadcast(f.slope[0]);
-      }
-      for (int32_t j = 1; j < f.segments; ++j) {
-        const V x_j = V::broadcast(f.x[j]), y_j = V::broadcast(f.y[j]), slope_j = V::broadcast(f.slope[j]);
-        for (int r = 0; r < R; ++r) {
-          const V t = value.row[r];
-          x_start[r] = select_ge(t, x_j, x_j, x_start[r]);
-          y_start[r] = select_ge(t, x_j, y_j, y_start[r]);
-          slope[r] = select_ge(t, x_j, slope_j, slope[r]);
-        }
-      }
+      find_segments(f, value, x_start, y_start, slope);
       // A flat end times an infinity would be NaN, so the argument is kept finite.
       CUSTOMLSTM_EACH_ROW(y = fma(slope[r], clamp(x, -largest, largest) - x_start[r], y_start[r]); dy = slope[r]);
     }

@@ -99,6 +99,10 @@ struct Backward {
   static CUSTOMLSTM_INLINE int64_t gate_depth(const Geometry& g) { return Operand::elements(gate_rows(g)); }
   static CUSTOMLSTM_INLINE int64_t state_depth(const Geometry& g) { return Operand::elements(g.output_size); }
 
+  // How W_ih and W_hh are read.
+  static CUSTOMLSTM_INLINE WeightAccess access(const BackwardParams& p) { return Gradients<T, Cell>::access(p); }
+  static CUSTOMLSTM_INLINE bool packs(const BackwardParams& p) { return access(p) == WeightAccess::kPacked; }
+
   // Steps of one block: enough rows for the weight gradients, whose sums are read and written once a block, and not
   // more gradients of the pre-activations than stay in cache. No matter of the threads: they may not change a bit.
   static int64_t block_steps(const BackwardParams& p) {
@@ -118,8 +122,9 @@ struct Backward {
     w.h_stride = padded<S>(g.output_size);
     w.c_stride = padded<S>(g.hidden_size);
     for (int64_t d = 0; d < g.directions; ++d) {
-      w.w_hh[d] = arena.take<S>(output_panels(g) * gate_depth(g) * kWidth);
-      w.w_ih[d] = arena.take<S>(p.grad_input ? ceil_div(g.input_size, kWidth) * gate_depth(g) * kWidth : 0);
+      const int64_t packed_rows = packs(p) ? gate_depth(g) : 0;
+      w.w_hh[d] = arena.take<S>(output_panels(g) * packed_rows * kWidth);
+      w.w_ih[d] = arena.take<S>(p.grad_input ? ceil_div(g.input_size, kWidth) * packed_rows * kWidth : 0);
       w.w_hr[d] = arena.take<S>(g.projection ? hidden_panels(g) * state_depth(g) * kWidth : 0);
     }
     const int64_t rows = g.directions * g.batch;
@@ -140,7 +145,8 @@ struct Backward {
     for (int thread = 0; thread < p.plan.threads; ++thread) {
       const S** pointers = arena.take<const S*>(g.batch);
       GradientScratch<S> scratch;
-      scratch.layout(arena, p.g, gate_rows(g), weights, p.grad_input != nullptr);
+      scratch.layout(arena, p.g, gate_rows(g), weights, p.grad_input ? Gradients<T, Cell>::input_rows(p) : 0);
+      scratch.weights = arena.take<S>(access(p) == WeightAccess::kPackedInTurn ? gate_depth(g) * kWidth : 0);
       if (thread == rank) {
         w.rows = pointers;
         w.scratch = scratch;
@@ -181,25 +187,13 @@ struct Backward {
     each_job(p, w, team, rank, &store_state);
   }
 
-  // Calls `work` for this thread's jobs, or for its part of the team's.
-  static void each_job(const BackwardParams& p, const Workspace& w, Team& team, int rank,
-                       void (*work)(const BackwardParams&, const Workspace&, const Job&)) {
-    const Geometry& g = p.g;
-    if (p.plan.share_units) {
-      for (int64_t d = 0; d < g.directions; ++d) work(p, w, make_job(g, d, 0, &team, rank, team.size()));
-      return;
-    }
-    const int64_t jobs = g.directions * p.plan.groups;
-    for (int64_t j = rank; j < jobs; j += team.size()) {
-      work(p, w, make_job(g, j % g.directions, j / g.directions, nullptr, 0, 1));
-    }
-  }
-
   static void pack(const BackwardParams& p, const Workspace& w, int rank, int size) {
     const Geometry& g = p.g;
     for (int64_t d = 0; d < g.directions; ++d) {
-      pack_matrix(static_cast<const T*>(p.weights[d].w_hh), gate_rows(g), g.output_size, w.w_hh[d], rank, size);
-      if (p.grad_input) {
+      if (packs(p)) {
+        pack_matrix(static_cast<const T*>(p.weights[d].w_hh), gate_rows(g), g.output_size, w.w_hh[d], rank, size);
+      }
+      if (packs(p) && p.grad_input) {
         pack_matrix(static_cast<const T*>(p.weights[d].w_ih), gate_rows(g), g.input_size, w.w_ih[d], rank, size);
       }
       if (g.projection) {
@@ -273,12 +267,30 @@ struct Backward {
       run_cells(p, w, job, t, active, units);
       job.barrier();
       for (int64_t k = 0; k < active; ++k) w.rows[k] = Cells::gate_row(p, w, job, t, job.columns[k]);
-      for (int64_t n = outputs.begin; n < outputs.end; ++n) {
-        multiply_rows<Operand>(w.rows, active, w.w_hh[job.direction] + n * gate_depth(g) * kWidth,
-                               min64(kWidth, g.output_size - n * kWidth), gate_depth(g),
-                               w.row(w.dh, w.h_stride, g, job, 0) + n * kWidth, w.h_stride, false);
-      }
+      multiply_state(p, w, job, active, outputs);
       if (g.resets) cut_state(p, w, job, t, active, units, outputs);
+    }
+  }
+
+  // Gradients of the state before a step, from those of its gates in w.rows.
+  static void multiply_state(const BackwardParams& p, const Workspace& w, const Job& job, int64_t active,
+                             Range outputs) {
+    const Geometry& g = p.g;
+    const void* matrix = p.weights[job.direction].w_hh;
+    S* dh = w.row(w.dh, w.h_stride, g, job, 0);
+    if constexpr (Operand::kRows == 1) {
+      if (access(p) == WeightAccess::kTurned) {
+        const Range columns = {outputs.begin * kWidth, min64(outputs.end * kWidth, g.output_size)};
+        multiply_few_rows(w.rows, active, static_cast<const T*>(matrix), gate_rows(g), g.output_size, columns, dh,
+                          w.h_stride, false);
+        return;
+      }
+    }
+    for (int64_t n = outputs.begin; n < outputs.end; ++n) {
+      const S* panel = Gradients<T, Cell>::panel_of(p, w.w_hh[job.direction], matrix, g.output_size, n * kWidth,
+                                                    w.scratch.weights);
+      multiply_rows<Operand>(w.rows, active, panel, min64(kWidth, g.output_size - n * kWidth), gate_depth(g),
+                             dh + n * kWidth, w.h_stride, false);
     }
   }
 

@@ -68,7 +68,8 @@ const KernelTable& choose() {
   if (name == "avx512_bf16" && bf16) return *bf16;
   throw std::runtime_error("the environment variable CUSTOMLSTM_CPU_ISA is \"" + name +
                            "\", but this CPU and build have: default" + (avx2 ? ", avx2" : "") +
-                           (avx512 ? ", avx512" : "") + (bf16 ? ", avx512_bf16" : "") + "; unset it to take the best of them");
+                           (avx512 ? ", avx512" : "") + (bf16 ? ", avx512_bf16" : "") +
+                           "; unset it to take the best of them");
 }
 
 }  // namespace

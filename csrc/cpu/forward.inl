@@ -8,7 +8,8 @@ struct Forward {
   static constexpr int64_t kWidth = kPanelVectors * kLanes;
   // Rows of one chunk of the input projection: enough to use each panel of W_ih often, few enough to stay in cache.
   // Short steps are taken several at a time, until there are kChunkRows; a long one in blocks of kBlockRows.
-  static constexpr int64_t kChunkRows = 48, kBlockRows = 96;
+  // A matrix that is read along its rows has no panels to use often; each of its rows serves all rows of the chunk.
+  static constexpr int64_t kChunkRows = 48, kChunkRowsAlong = 128;
   // Rows of a recurrent matrix that is read where it lies, from which on the matrix is far too large for a core's own
   // cache, so that how fast memory is read counts for more than how often lanes are summed.
   static constexpr int64_t kLongestInTiles = 768;
@@ -20,13 +21,32 @@ struct Forward {
 
   static CUSTOMLSTM_INLINE int64_t unit_blocks(const Geometry& g) { return ceil_div(g.hidden_size, kLanes); }
   static CUSTOMLSTM_INLINE int64_t output_panels(const Geometry& g) { return ceil_div(g.output_size, kWidth); }
-  static CUSTOMLSTM_INLINE int64_t chunk_rows(const Geometry& g) { return kChunkRows + min64(kBlockRows, g.batch); }
+  static CUSTOMLSTM_INLINE int64_t least_rows(const ForwardParams& p) {
+    return p.plan.w_ih == WeightAccess::kAlongRows ? kChunkRowsAlong : kChunkRows;
+  }
+  // Rows there must be room for: the last step of a chunk may begin just below the least.
+  static CUSTOMLSTM_INLINE int64_t chunk_rows(const ForwardParams& p) {
+    return least_rows(p) + min64(kBlockRows, p.g.batch);
+  }
+  static CUSTOMLSTM_INLINE int64_t chunk_units(const ForwardParams& p) {
+    return p.plan.share_units ? ceil_div(unit_blocks(p.g), p.plan.threads) : unit_blocks(p.g);
+  }
 
   // Depth of the two products, in elements of the operand.
   static CUSTOMLSTM_INLINE int64_t input_depth(const Geometry& g) { return Operand::elements(g.input_size); }
   static CUSTOMLSTM_INLINE int64_t state_depth(const Geometry& g) { return Operand::elements(g.output_size); }
 
   static CUSTOMLSTM_INLINE bool packs(WeightAccess access) { return access == WeightAccess::kPacked; }
+  static CUSTOMLSTM_INLINE bool packs_in_turn(WeightAccess access) { return access == WeightAccess::kPackedInTurn; }
+  static CUSTOMLSTM_INLINE bool in_place(WeightAccess access) { return !packs(access) && !packs_in_turn(access); }
+
+  // The panel of unit block u of a gate matrix, which is all packed, or packed now.
+  static CUSTOMLSTM_INLINE const S* panel_of(const Geometry& g, WeightAccess access, const S* packed,
+                                             const void* matrix, int64_t size, int64_t u, S* panel) {
+    if (packs(access)) return packed + u * Operand::elements(size) * kWidth;
+    pack_gates<Operand>(static_cast<const T*>(matrix), g.hidden_size, size, u * kLanes, panel);
+    return panel;
+  }
 
   // A block of units of a gate matrix that is read where it lies.
   struct InPlace {
@@ -115,12 +135,16 @@ struct Forward {
     w.c = arena.take<S>(rows * w.c_stride);
     w.projecting = arena.take<S>(g.projection ? rows * w.c_stride : 0);
     for (int thread = 0; thread < p.plan.threads; ++thread) {
-      S* x = arena.take<S>(direct_input(p) ? 0 : chunk_rows(g) * x_stride(g));
-      const S** x_rows = arena.take<const S*>(chunk_rows(g));
-      S* gates_x = arena.take<S>(chunk_rows(g) * unit_blocks(g) * kWidth);
+      S* x = arena.take<S>(direct_input(p) ? 0 : chunk_rows(p) * x_stride(g));
+      const S** x_rows = arena.take<const S*>(chunk_rows(p));
+      const int64_t panel_ih = packs_in_turn(p.plan.w_ih) ? input_depth(g) : 0;
+      const int64_t panel_hh = packs_in_turn(p.plan.w_hh) ? state_depth(g) : 0;
+      S* panel = arena.take<S>((panel_ih > panel_hh ? panel_ih : panel_hh) * kWidth);
+      S* gates_x = arena.take<S>(chunk_rows(p) * chunk_units(p) * kWidth);
       if (thread == rank) {
         w.x = x;
         w.x_rows = x_rows;
+        w.panel = panel;
         w.gates_x = gates_x;
       }
     }
@@ -133,21 +157,13 @@ struct Forward {
   }
 
   static void run(const ForwardParams& p, Team& team, int rank) {
-    const Geometry& g = p.g;
     Workspace w = {};
     layout(p, rank, static_cast<char*>(p.workspace), w);
     if (!p.packed) {
       pack(p, w, rank, team.size());
       team.barrier();
     }
-    if (p.plan.share_units) {
-      for (int64_t d = 0; d < g.directions; ++d) run_job(p, w, make_job(g, d, 0, &team, rank, team.size()));
-    } else {
-      const int64_t jobs = g.directions * p.plan.groups;
-      for (int64_t j = rank; j < jobs; j += team.size()) {
-        run_job(p, w, make_job(g, j % g.directions, j / g.directions, nullptr, 0, 1));
-      }
-    }
+    each_job(p, w, team, rank, &run_job);
   }
 
   static void pack(const ForwardParams& p, const Workspace& w, int rank, int size) {
@@ -240,7 +256,7 @@ struct Forward {
         step = next;
         continue;
       }
-      for (int64_t running = rows; next < job.steps && rows < kChunkRows; ++next) {
+      for (int64_t running = rows; next < job.steps && rows < least_rows(p); ++next) {
         running = active_rows(g, job, job.time(next), running);
         if (running > kBlockRows) break;   // reverse: sequences joining
         rows += running;
@@ -259,8 +275,8 @@ struct Forward {
     job.barrier();
   }
 
-  // gates_x[unit block][row][gate][lane] = bias + W_ih x for `rows` rows: sequences i0 .. of one step, or all running
-  // sequences of the steps first .. next - 1.
+  // gates_x[unit block of this thread][row][gate][lane] = bias + W_ih x for `rows` rows: sequences i0 .. of one step,
+  // or all running sequences of the steps first .. next - 1.
   static void project_input(const ForwardParams& p, const Workspace& w, const Job& job, Range units, int64_t first,
                             int64_t next, int64_t i0, int64_t rows) {
     const Geometry& g = p.g;
@@ -280,10 +296,9 @@ struct Forward {
       }
     }
     for (int64_t u = units.begin; u < units.end; ++u) {
-      const S* panel = w.w_ih[job.direction] + u * input_depth(g) * kWidth;
       const S* bias = w.bias[job.direction] + u * kWidth;
-      S* out = w.gates_x + u * rows * kWidth;
-      if (!packs(p.plan.w_ih)) {
+      S* out = w.gates_x + (u - units.begin) * rows * kWidth;
+      if (in_place(p.plan.w_ih)) {
         const T* matrix = static_cast<const T*>(w.matrix_ih[job.direction]);
         const InPlace in_place = {p.plan.w_ih, matrix, g.hidden_size, input_depth(g), u * kLanes};
         for (int64_t i = 0; i < rows; i += kTileRows) {
@@ -293,6 +308,8 @@ struct Forward {
         }
         continue;
       }
+      const S* panel = panel_of(g, p.plan.w_ih, w.w_ih[job.direction], w.matrix_ih[job.direction], g.input_size, u,
+                                w.panel);
       for (int64_t i = 0; i < rows; i += kTileRows) {
 #define CUSTOMLSTM_CALL(R) Tiles::template project_tile<R>(w.x_rows + i, input_depth(g), panel, bias, out + i * kWidth)
         CUSTOMLSTM_WITH_ROWS(min64(kTileRows, rows - i), CUSTOMLSTM_CALL)
@@ -334,13 +351,15 @@ struct Forward {
                         int64_t i0, int64_t count, S* gates_x, int64_t chunk) {
     const Geometry& g = p.g;
     const int64_t t = job.time(step), parity = step & 1;
-    const int64_t depth = packs(p.plan.w_hh) ? state_depth(g) : 0;
+    const int64_t depth = in_place(p.plan.w_hh) ? 0 : state_depth(g);
     for (int64_t n = 0; n < units.end - units.begin; ++n) {
       // To and fro: what the last step read last is still in the core's own cache.
       const int64_t u = step % 2 == 0 ? units.begin + n : units.end - 1 - n;
-      const S* panel = w.w_hh[job.direction] + u * depth * kWidth;
-      S* from = gates_x + u * chunk * kWidth;
-      if (!packs(p.plan.w_hh)) {
+      const S* panel = nullptr;
+      S* from = gates_x + (u - units.begin) * chunk * kWidth;
+      if (!in_place(p.plan.w_hh)) {
+        panel = panel_of(g, p.plan.w_hh, w.w_hh[job.direction], w.matrix_hh[job.direction], g.output_size, u, w.panel);
+      } else {
         const T* matrix = static_cast<const T*>(w.matrix_hh[job.direction]);
         const InPlace in_place = {p.plan.w_hh, matrix, g.hidden_size, state_depth(g), u * kLanes};
         if (p.plan.w_hh == WeightAccess::kAlongRows && state_depth(g) >= kLongestInTiles) {

@@ -171,50 +171,6 @@ CUSTOMLSTM_NOINLINE void pack_transposed(const T* m, int64_t n, int64_t depth, i
   }
 }
 
-// out[r] = init + rows[r] . W^T, or out[r] += rows[r] . W^T, for units `unit ..` of a gate matrix [4H, depth] that is
-// read where it lies, a vector of each gate: the same sums in the same order as over a packed panel. Turning a square
-// of the matrix in registers costs about as much as packing it, so this is for weights that are used once or twice.
-template <class Operand, class S, int R, class T>
-CUSTOMLSTM_NOINLINE void multiply_gates(const S* const (&rows)[R], const T* w, int64_t hidden, int64_t depth,
-                                        int64_t unit, const S* init, bool accumulate, S* out) {
-  constexpr int kLanes = Vec<S>::kLanes;
-  for (int v = 0; v < kPanelVectors; ++v) {
-    const T* gate = w + (v * hidden + unit) * depth;
-    Vec<S> sum[R];
-    for (int r = 0; r < R; ++r) sum[r] = init ? Vec<S>::load(init + v * kLanes) : Vec<S>::broadcast(S(0));
-    for (int64_t k = 0; k < depth;) {
-      const int64_t end = min64(depth, k + kSumBlock);
-      Vec<S> part[R];
-      for (int r = 0; r < R; ++r) part[r] = Vec<S>::broadcast(S(0));
-      for (; k + kLanes <= end; k += kLanes) {
-        Vec<S> columns[kLanes];
-        load_columns(gate + k, depth, hidden - unit, kLanes, columns);
-#pragma GCC unroll 16
-        for (int j = 0; j < kLanes; ++j) {
-          for (int r = 0; r < R; ++r) {
-            part[r] = Operand::multiply_add(Vec<S>::broadcast(rows[r][k + j]), columns[j], part[r]);
-          }
-        }
-      }
-      if (k < end) {
-        Vec<S> columns[kLanes];
-        load_columns(gate + k, depth, hidden - unit, end - k, columns);
-        for (int j = 0; k < end; ++k, ++j) {
-          for (int r = 0; r < R; ++r) {
-            part[r] = Operand::multiply_add(Vec<S>::broadcast(rows[r][k]), columns[j], part[r]);
-          }
-        }
-      }
-      for (int r = 0; r < R; ++r) sum[r] = sum[r] + part[r];
-    }
-    for (int r = 0; r < R; ++r) {
-      S* to = out + r * panel_width<S>() + v * kLanes;
-      if (accumulate) sum[r] = sum[r] + Vec<S>::load(to);
-      sum[r].store(to);
-    }
-  }
-}
-
 // One row of a panel: columns `first ..` of a row of n values.
 template <class T, class To>
 CUSTOMLSTM_INLINE void pack_row(const T* row, int64_t stride, int64_t n, int64_t first, To* to) {

@@ -53,24 +53,25 @@ struct StepBlocks {
 };
 
 constexpr int64_t kWeightDepth = 256;   // rows of the call a block of the weight gradient's product goes over
-constexpr int64_t kInputRows = 48;      // rows of the call a block of the input gradient covers
+constexpr int64_t kInputRows = 48;      // rows of the call a block of the input gradient covers, usually
 
 template <class S>
 struct GradientScratch {
   S* factors;       // [tiles of gate rows][kWeightDepth][kTileRows]
   S* panel;         // [kWeightDepth][panel]
   S* row;           // sum of a block of gate rows
-  S* grad_input;    // [kInputRows][padded L]
-  const S** rows;   // [kInputRows]
+  S* grad_input;    // [rows at a time][padded L]
+  const S** rows;   // [rows at a time]
+  S* weights;       // a panel of W_ih or W_hh that is packed in turn
 
   // Frozen weights and an input without gradient take nothing.
-  CUSTOMLSTM_INLINE void layout(Arena& arena, const Geometry& g, int64_t gate_rows, bool weights, bool input) {
+  CUSTOMLSTM_INLINE void layout(Arena& arena, const Geometry& g, int64_t gate_rows, bool weights, int64_t input_rows) {
     const int64_t most = !weights ? 0 : gate_rows > g.output_size ? gate_rows : g.output_size;
     factors = arena.take<S>(ceil_div(most, kTileRows) * kTileRows * kWeightDepth);
     panel = arena.take<S>(weights ? kWeightDepth * panel_width<S>() : 0);
     row = arena.take<S>(most);
-    grad_input = arena.take<S>(input ? kInputRows * padded<S>(g.input_size) : 0);
-    rows = arena.take<const S*>(input ? kInputRows : 0);
+    grad_input = arena.take<S>(input_rows * padded<S>(g.input_size));
+    rows = arena.take<const S*>(input_rows);
   }
 };
 
@@ -137,32 +138,77 @@ struct Gradients {
     return {list.begin[times.begin], list.begin[times.end]};
   }
 
+  // How W_ih and W_hh are read. Elements of more than one row of a matrix must be packed.
+  static CUSTOMLSTM_INLINE WeightAccess access(const BackwardParams& p) {
+    return kRows > 1 && p.plan.backward == WeightAccess::kTurned ? WeightAccess::kPackedInTurn : p.plan.backward;
+  }
+  // Packed here, if they are packed in turn: columns first .. of a matrix [depth, n].
+  static CUSTOMLSTM_INLINE const S* panel_of(const BackwardParams& p, const S* packed, const void* matrix, int64_t n,
+                                             int64_t first, S* panel) {
+    const int64_t depth = Cell::kGates * p.g.hidden_size;
+    if (access(p) == WeightAccess::kPacked) return packed + first * Operand::elements(depth);
+    pack_columns<Operand>(static_cast<const T*>(matrix), depth, n, first, panel);
+    return panel;
+  }
+  // Rows of the call whose input gradient is computed at a time.
+  static CUSTOMLSTM_INLINE int64_t input_rows(const BackwardParams& p) {
+    return access(p) == WeightAccess::kPackedInTurn ? kBlockRows : kInputRows;
+  }
+
   // dL/dx = sum over directions of dL/da . W_ih, for the rows of this block in directions first .. last - 1, whose
-  // times must be the same.
+  // times must be the same. Threads share the rows, or where these are few the columns.
   void input(S* const* packed_w_ih, int64_t first_direction, int64_t last_direction) const {
     const Geometry& g = p.g;
-    const int64_t depth = Operand::elements(Cell::kGates * g.hidden_size), stride = padded<S>(g.input_size);
     const Range all = rows(first_direction);
-    const Range parts = share(ceil_div(all.end - all.begin, kInputRows), rank, size);
-    for (int64_t part = parts.begin; part < parts.end; ++part) {
-      const int64_t first = all.begin + part * kInputRows, count = min64(kInputRows, all.end - first);
+    const int64_t at_once = input_rows(p);
+    const int64_t blocks_of_rows = ceil_div(all.end - all.begin, at_once), panels = ceil_div(g.input_size, kWidth);
+    const bool share_rows = blocks_of_rows >= kWorthRows * size;
+    const Range parts = share_rows ? share(blocks_of_rows, rank, size) : Range{0, blocks_of_rows};
+    const Range mine = share_rows ? Range{0, panels} : share(panels, rank, size);
+    for (int64_t part = parts.begin; part < parts.end && mine.begin < mine.end; ++part) {
+      const int64_t first = all.begin + part * at_once, count = min64(at_once, all.end - first);
       for (int64_t d = first_direction; d < last_direction; ++d) {
         for (int64_t i = 0; i < count; ++i) scratch.rows[i] = gate_row(first + i, d);
-        for (int64_t n = 0; n * kWidth < g.input_size; ++n) {
-          multiply_rows<Operand>(scratch.rows, count, packed_w_ih[d] + n * depth * kWidth,
-                                 min64(kWidth, g.input_size - n * kWidth), depth, scratch.grad_input + n * kWidth,
-                                 stride, d > first_direction);
-        }
+        multiply_input(d, count, mine, packed_w_ih[d], d > first_direction);
       }
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t t = list.time[first + i];
-        S* from = scratch.grad_input + i * stride;
-        T* to = static_cast<T*>(p.grad_input) + (g.step_row[t] + list.column[first + i]) * g.input_size;
-        if (last_direction - first_direction < g.directions && blocks.comes_second(g, first_direction, t)) {
-          for (int64_t k = 0; k < g.input_size; ++k) from[k] += S(to_float(to[k]));
-        }
-        narrow(from, to, g.input_size);
+      store_input(first, count, mine, first_direction, last_direction);
+    }
+  }
+  // Blocks of rows for each thread from which on they are dealt out evenly enough.
+  static constexpr int64_t kWorthRows = 4;
+
+  CUSTOMLSTM_INLINE int64_t input_stride() const { return padded<S>(p.g.input_size); }
+
+  void multiply_input(int64_t d, int64_t count, Range panels, const S* packed, bool accumulate) const {
+    const Geometry& g = p.g;
+    const int64_t depth = Operand::elements(Cell::kGates * g.hidden_size);
+    if constexpr (kRows == 1) {
+      if (access(p) == WeightAccess::kTurned) {
+        const Range columns = {panels.begin * kWidth, min64(panels.end * kWidth, g.input_size)};
+        multiply_few_rows(scratch.rows, count, static_cast<const T*>(p.weights[d].w_ih), depth, g.input_size, columns,
+                          scratch.grad_input, input_stride(), accumulate);
+        return;
       }
+    }
+    for (int64_t n = panels.begin; n < panels.end; ++n) {
+      const S* panel = panel_of(p, packed, p.weights[d].w_ih, g.input_size, n * kWidth, scratch.weights);
+      multiply_rows<Operand>(scratch.rows, count, panel, min64(kWidth, g.input_size - n * kWidth), depth,
+                             scratch.grad_input + n * kWidth, input_stride(), accumulate);
+    }
+  }
+
+  // Rows first .. first + count - 1 of the list, these panels of columns.
+  void store_input(int64_t first, int64_t count, Range panels, int64_t first_direction, int64_t last_direction) const {
+    const Geometry& g = p.g;
+    const int64_t begin = panels.begin * kWidth, columns = min64(panels.end * kWidth, g.input_size) - begin;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t t = list.time[first + i];
+      S* from = scratch.grad_input + i * input_stride() + begin;
+      T* to = static_cast<T*>(p.grad_input) + (g.step_row[t] + list.column[first + i]) * g.input_size + begin;
+      if (last_direction - first_direction < g.directions && blocks.comes_second(g, first_direction, t)) {
+        for (int64_t k = 0; k < columns; ++k) from[k] += S(to_float(to[k]));
+      }
+      narrow(from, to, columns);
     }
   }
 
@@ -281,23 +327,35 @@ struct Gradients {
     }
   }
 
-  // grad[m][n] (+)= sum over rows of factor[m] * source[n].
+  // grad[m][n] (+)= sum over rows of factor[m] * source[n]. Of few rows several panels fit the scratch memory, and the
+  // gradient is written along its own rows: of a single step that is most of the work.
   void outer(int64_t d, Source source, int64_t columns, const Part& part, S* grad) const {
-    for (int64_t n = 0; n < columns; n += kWidth) {
-      for (int64_t k = 0; k < part.depth; k += kRows) {
-        Stored rows[kRows][kWidth] = {};
-        for (int64_t j = 0; j < kRows && k + j < part.depth; ++j) {
-          pack_source(source, d, part.first + k + j, columns, n, rows[j]);
-        }
-        Operand::join_rows(rows, scratch.panel + k / kRows * kWidth);
+    const int64_t depth = ceil_div(part.depth, kRows), panel_size = depth * kWidth;
+    const int64_t at_once = kWeightDepth / depth * kWidth;
+    for (int64_t first = 0; first < columns; first += at_once) {
+      const int64_t end = min64(columns, first + at_once);
+      for (int64_t n = first; n < end; n += kWidth) {
+        pack_panel(d, source, columns, part, n, scratch.panel + (n - first) / kWidth * panel_size);
       }
-      const int64_t depth = ceil_div(part.depth, kRows);
       for (int64_t m = part.begin; m < part.end; m += kTileRows) {
         const S* factors = scratch.factors + (m - part.begin) * kWeightDepth;
-        S* to = grad + m * columns + n;
-        outer_rows<Operand>(min64(kTileRows, part.end - m), factors, scratch.panel, depth, to, columns,
-                            min64(kWidth, columns - n), part.accumulate);
+        for (int64_t n = first; n < end; n += kWidth) {
+          const S* panel = scratch.panel + (n - first) / kWidth * panel_size;
+          outer_rows<Operand>(min64(kTileRows, part.end - m), factors, panel, depth, grad + m * columns + n, columns,
+                              min64(kWidth, columns - n), part.accumulate);
+        }
       }
+    }
+  }
+
+  // Columns n .. of the source, all rows of the part.
+  void pack_panel(int64_t d, Source source, int64_t columns, const Part& part, int64_t n, S* panel) const {
+    for (int64_t k = 0; k < part.depth; k += kRows) {
+      Stored rows[kRows][kWidth] = {};
+      for (int64_t j = 0; j < kRows && k + j < part.depth; ++j) {
+        pack_source(source, d, part.first + k + j, columns, n, rows[j]);
+      }
+      Operand::join_rows(rows, panel + k / kRows * kWidth);
     }
   }
 };

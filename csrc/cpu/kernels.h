@@ -11,17 +11,22 @@
 
 namespace customlstm {
 
-// How forward reads a gate matrix: packed into panels first, or where it lies. There a single step turns squares of it
-// in registers, with the very sums of the packed panel; or products are summed along its rows, in another order.
-enum class WeightAccess : int32_t { kPacked, kTurned, kAlongRows };
+// How forward reads a gate matrix: packed into panels, all of them first or each just before it is used, or where it
+// lies. There squares of it are turned in registers, with the very sums of the packed panel; or products are summed
+// along its rows, in another order.
+enum class WeightAccess : int32_t { kPacked, kTurned, kAlongRows, kPackedInTurn };
 
-// How the work is divided (plan.h decides). Sequences are dealt into `groups`; with `share_units` there is one group
+// Rows of one step that forward projects at a time, at most.
+constexpr int64_t kBlockRows = 96;
+
+// How the work is divided (plan.cpp decides). Sequences are dealt into `groups`; with `share_units` there is one group
 // and the whole team works on each step, every thread on its own hidden units.
 struct Plan {
   int32_t threads;
   int32_t groups;
   bool share_units;
-  WeightAccess w_ih, w_hh;
+  WeightAccess w_ih, w_hh;   // of forward
+  WeightAccess backward;     // of both; kTurned: where they lie, which takes no turning there
 };
 
 // The sizes of one layer and where its rows lie. A row is one sequence at one step; its number is

@@ -6,11 +6,13 @@
 
 #include "vec.inl"
 #include "math.inl"
+#include "piecewise.inl"
 #include "activations.inl"
 #include "storage.inl"
 #include "gemm.inl"
-#include "dot.inl"
 #include "layout.inl"
+#include "in_place.inl"
+#include "dot.inl"
 
 #include "../cells/standard.inl"
 #include "../cells/configurable.inl"

@@ -63,3 +63,18 @@ CUSTOMLSTM_INLINE bool is_cut(const Geometry& g, int64_t direction, int64_t t, i
 CUSTOMLSTM_INLINE bool is_first(const Geometry& g, int64_t direction, int64_t t, int64_t column) {
   return direction == 0 ? t == 0 : t + 1 == g.lengths[column];
 }
+
+// Calls `work` for this thread's jobs, or for its part of the team's.
+template <class Params, class Workspace>
+CUSTOMLSTM_INLINE void each_job(const Params& p, const Workspace& w, Team& team, int rank,
+                                void (*work)(const Params&, const Workspace&, const Job&)) {
+  const Geometry& g = p.g;
+  if (p.plan.share_units) {
+    for (int64_t d = 0; d < g.directions; ++d) work(p, w, make_job(g, d, 0, &team, rank, team.size()));
+    return;
+  }
+  const int64_t jobs = g.directions * p.plan.groups;
+  for (int64_t j = rank; j < jobs; j += team.size()) {
+    work(p, w, make_job(g, j % g.directions, j / g.directions, nullptr, 0, 1));
+  }
+}

@@ -28,10 +28,10 @@ Geometry geometry(const LayerCall& call) {
 // A checked call with its plan for the threads.
 class Call : public LayerCall {
  public:
-  explicit Call(const LayerArguments& a)
+  Call(const LayerArguments& a, bool backward)
       : LayerCall(checked(a)),
         g(geometry(*this)),
-        plan(plan_threads(g, static_cast<int>(torch::stable::get_num_threads()))),
+        plan(plan_threads(g, static_cast<int>(torch::stable::get_num_threads()), backward)),
         dealt(sequences, a.input, plan) {
     dealt.fill(g);
   }
@@ -75,7 +75,7 @@ class Call : public LayerCall {
 
 LayerResult cpu_layer_forward(const LayerArguments& a, int64_t save) {
   check_save(save);
-  const Call call(a);
+  const Call call(a, false);
   const Geometry& g = call.g;
   const auto allocate_rows = [&](bool want, std::initializer_list<int64_t> last, ScalarType type) {
     if (!want) return new_empty(a.input, {0}, type);
@@ -107,7 +107,7 @@ LayerResult cpu_layer_forward(const LayerArguments& a, int64_t save) {
 
 LayerGradients cpu_layer_backward(const LayerArguments& a, const SavedTensors& saved, const GradOutputs& grads,
                                   const std::vector<int64_t>& needs) {
-  const Call call(a);
+  const Call call(a, true);
   const Geometry& g = call.g;
   call.check_needs(needs);
   const int64_t weight_count = static_cast<int64_t>(a.weights.size());

@@ -60,8 +60,8 @@ bool is_plausible(const Header& h) {
 
 // Weights that are packed for good are worth packing even for a single step.
 WeightAccess access_to_keep(const Geometry& g, int64_t depth) {
-  const WeightAccess access = plan_access(g, depth);
-  return access == WeightAccess::kTurned ? WeightAccess::kPacked : access;
+  const bool along_rows = plan_access(g, depth, 0) == WeightAccess::kAlongRows;
+  return along_rows ? WeightAccess::kAlongRows : WeightAccess::kPacked;
 }
 
 ForwardParams parameters(const Header& header) {
@@ -171,8 +171,10 @@ Tensor cpu_stream(const Tensor& packed, const Tensor& input, const Tensor& h, co
 
   ForwardParams p = parameters(header);
   p.g.steps = input.size(0);
-  const Plan threads = plan_threads(p.g, static_cast<int>(torch::stable::get_num_threads()));
-  p.plan = {threads.threads, threads.groups, threads.share_units, p.plan.w_ih, p.plan.w_hh};
+  Plan plan = plan_threads(p.g, static_cast<int>(torch::stable::get_num_threads()), false);
+  plan.w_ih = p.plan.w_ih;   // as the weights were packed
+  plan.w_hh = p.plan.w_hh;
+  p.plan = plan;
   const std::optional<Tensor> none;
   const Sequences sequences(input, header.batch, none, none, none);
   const DealtSequences dealt(sequences, input, p.plan);

@@ -1,0 +1,119 @@
+#include "plan.h"
+
+#include <algorithm>
+
+namespace customlstm {
+
+namespace {
+
+// The model counts cycles of one core with AVX-512 and float32. Other instruction sets and types have other rates, but
+// about the same proportions, and it is those that decide.
+constexpr int64_t kTileRows = 6;         // rows of a register tile
+constexpr int64_t kBlockUnits = 16;      // hidden units of a panel in forward: a vector of each gate
+constexpr int64_t kPanelColumns = 64;    // columns of a panel in backward
+constexpr double kRowCycles = 4;         // one row of a tile times one row of a panel: four multiply-adds
+constexpr double kPanelCycles = 8;       // to load a row of a panel from the core's own cache; hidden by two tile rows
+constexpr double kSharedCycles = 3;      // more where the weights come from the shared cache, not hidden
+constexpr double kMemoryCycles = 8;      // more where they do not fit that one either
+constexpr double kOwnCacheBytes = 768.0 * 1024, kSharedCacheBytes = 16.0 * 1024 * 1024;
+constexpr double kWakeCycles = 25000;    // to start a team and to end it
+constexpr double kBarrierCycles = 2000;  // of all threads, at every step
+constexpr double kExchange = 7;          // bytes a cycle that a core reads from another one's cache
+// Threads that meet at every step wait for the slowest of each; backward, with two meetings' worth of work, longer.
+constexpr double kWaiting = 1.02, kWaitingBackward = 1.05;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Whether a single register tile goes over the weights.
+bool used_once(const Geometry& g) { return g.steps == 1 && g.batch <= kTileRows; }
+
+// One panel with `depth` rows times `rows` rows, of weights that take `bytes` in all.
+double pass_cycles(int64_t rows, int64_t depth, double bytes) {
+  const int64_t rest = rows % kTileRows;
+  const double last = rest > 0 ? std::max(double(rest) * kRowCycles, kPanelCycles) : 0;
+  const double tiles = double(rows - rest) * kRowCycles + last;
+  const double far = bytes <= kOwnCacheBytes ? 0 : bytes <= kSharedCacheBytes ? kSharedCycles : kMemoryCycles;
+  return double(depth) * (tiles + far);
+}
+
+// One step of `rows` sequences on one of `sharing` threads that share the units.
+double step_cycles(const Geometry& g, int64_t rows, int64_t sharing, bool backward) {
+  const double bytes = 16.0 * double(g.hidden_size) * double(g.output_size);
+  // What does not fit the shared cache is not helped by having only a share of it.
+  const double held = bytes > kSharedCacheBytes ? bytes : bytes / double(sharing);
+  if (backward) {
+    const int64_t panels = ceil_div(ceil_div(g.output_size, kPanelColumns), sharing);
+    return double(panels) * pass_cycles(rows, 4 * g.hidden_size, held);
+  }
+  const int64_t blocks = ceil_div(ceil_div(g.hidden_size, kBlockUnits), sharing);
+  const double input = double(g.input_size) * double(rows) * kRowCycles;
+  return double(blocks) * (pass_cycles(rows, g.output_size, held) + input);
+}
+
+// Backward's products over all rows, which any number of threads share.
+double gradient_cycles(const Geometry& g) {
+  const double rows = double(g.steps) * double(g.batch) * double(g.directions);
+  return rows * double(4 * g.hidden_size) * double(2 * g.input_size + g.output_size) * kRowCycles / kPanelColumns;
+}
+
+// Rows per sequence and step that a thread takes from the others.
+double exchange_cycles(const Geometry& g, int threads, bool backward) {
+  const double values = backward ? double(4 * g.hidden_size) : double(g.output_size);
+  return double(g.batch) * values * 4 * (threads - 1) / threads / kExchange;
+}
+
+}  // namespace
+
+WeightAccess plan_access(const Geometry& g, int64_t depth, int64_t rows) {
+  // With one sequence packing costs more than it brings, unless rows are so short that the sums of lanes at their end
+  // count. With more it brings more: the panels are read in one go, and a tile of rows stays in the cache. Two 16-bit
+  // values may be one element of a product, and rows of an odd length would end in the middle of one.
+  constexpr int64_t kLongRows = 256;
+  if (depth % 2 == 0 && g.batch == 1 && depth >= kLongRows) return WeightAccess::kAlongRows;
+  if (depth % 2 == 0 && used_once(g)) return WeightAccess::kTurned;
+  return rows <= kBlockRows ? WeightAccess::kPackedInTurn : WeightAccess::kPacked;
+}
+
+double planned_cycles(const Geometry& g, const Plan& plan, bool backward) {
+  const int threads = plan.threads;
+  double cycles = threads > 1 ? kWakeCycles : 0;
+  if (backward) cycles += gradient_cycles(g) / threads;
+  if (plan.share_units) {
+    const double step = step_cycles(g, g.batch, threads, backward) * (backward ? kWaitingBackward : kWaiting) +
+                        kBarrierCycles + exchange_cycles(g, threads, backward);
+    return cycles + double(g.steps) * double(g.directions) * step;
+  }
+  const int64_t in_turn = ceil_div(g.directions * plan.groups, threads), rows = ceil_div(g.batch, plan.groups);
+  return cycles + double(g.steps) * double(in_turn) * step_cycles(g, rows, 1, backward);
+}
+
+Plan plan_threads(const Geometry& g, int available, bool backward) {
+  const bool one_block = g.steps == 1 && g.batch <= kBlockRows;
+  const WeightAccess for_backward = used_once(g)  ? WeightAccess::kTurned
+                                    : one_block ? WeightAccess::kPackedInTurn
+                                                : WeightAccess::kPacked;
+  Plan best = {1, 1, false, plan_access(g, g.input_size, g.batch * g.steps),
+               plan_access(g, g.output_size, g.steps == 1 ? g.batch : kBlockRows + 1), for_backward};
+  if (g.batch == 0 || g.steps == 0) return best;
+  double least = planned_cycles(g, best, backward);
+  const auto consider = [&](int threads, int64_t groups, bool share_units) {
+    Plan plan = best;
+    plan.threads = threads;
+    plan.groups = static_cast<int32_t>(groups);
+    plan.share_units = share_units;
+    const double cycles = planned_cycles(g, plan, backward);
+    if (cycles < least) {
+      least = cycles;
+      best = plan;
+    }
+  };
+  for (int threads = 2; threads <= available; threads = std::min(threads + std::max(1, threads / 4), available)) {
+    const int64_t groups = std::min(ceil_div(threads, g.directions), g.batch);
+    if (g.directions * groups >= threads) consider(threads, groups, false);
+    consider(threads, 1, true);
+    if (threads == available) break;
+  }
+  return best;
+}
+
+}  // namespace customlstm
