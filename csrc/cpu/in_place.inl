@@ -76,8 +76,8 @@ CUSTOMLSTM_NOINLINE void multiply_columns(const S* const* rows, int64_t depth, c
   } while (k < depth);
 }
 
-// out[i] (+)= rows[i] . m for i < count <= kTileRows and columns begin .. end - 1 of m [depth, n]; up to a whole vector
-// of `out` is written beyond the end.
+// out[i] (+)= rows[i] . m for i < count and columns begin .. end - 1 of m [depth, n]; up to a whole vector of `out` is
+// written beyond the end.
 template <class S, class T>
 CUSTOMLSTM_INLINE void multiply_few_rows(const S* const* rows, int64_t count, const T* m, int64_t depth, int64_t n,
                                          Range columns, S* out, int64_t out_stride, bool accumulate) {
@@ -85,9 +85,12 @@ CUSTOMLSTM_INLINE void multiply_few_rows(const S* const* rows, int64_t count, co
   // A row of a wide matrix begins in a page of its own, where the processor's prefetching starts anew: one row of
   // factors leaves the registers to take more of it at a time.
   constexpr int kWide = kTileRows * kPanelVectors / 2;
-  int64_t at = columns.begin;
+  for (int64_t i = 0; i < count; i += kTileRows) {
+    const int64_t tile_rows = min64(kTileRows, count - i);
+    S* to = out + i * out_stride;
+    int64_t at = columns.begin;
 #define CUSTOMLSTM_COLUMNS(R, V, LANES) \
-  multiply_columns<S, R, V>(rows, depth, m + at, n, LANES, out + at, out_stride, accumulate)
+  multiply_columns<S, R, V>(rows + i, depth, m + at, n, LANES, to + at, out_stride, accumulate)
 #define CUSTOMLSTM_CALL(R)                                                                               \
   {                                                                                                      \
     for (; at + kPanelVectors * kLanes <= columns.end; at += kPanelVectors * kLanes) {                   \
@@ -95,8 +98,11 @@ CUSTOMLSTM_INLINE void multiply_few_rows(const S* const* rows, int64_t count, co
     }                                                                                                    \
     for (; at < columns.end; at += kLanes) CUSTOMLSTM_COLUMNS(R, 1, int(min64(kLanes, n - at)));         \
   }
-  for (; count == 1 && at + kWide * kLanes <= columns.end; at += kWide * kLanes) CUSTOMLSTM_COLUMNS(1, kWide, kLanes);
-  CUSTOMLSTM_WITH_ROWS(count, CUSTOMLSTM_CALL)
+    for (; tile_rows == 1 && at + kWide * kLanes <= columns.end; at += kWide * kLanes) {
+      CUSTOMLSTM_COLUMNS(1, kWide, kLanes);
+    }
+    CUSTOMLSTM_WITH_ROWS(tile_rows, CUSTOMLSTM_CALL)
 #undef CUSTOMLSTM_CALL
 #undef CUSTOMLSTM_COLUMNS
+  }
 }
