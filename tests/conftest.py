@@ -1,5 +1,7 @@
 """Settings of the whole suite."""
 
+import os
+
 import pytest
 import torch
 
@@ -9,6 +11,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore::customlstm.FallbackWarning")
     # The suite runs in parallel with other work; results do not depend on the number of threads.
     torch.set_num_threads(1)
+    # Tests ask for teams of up to 4 threads, on whatever machine.
+    os.environ["CUSTOMLSTM_OVERSUBSCRIBE"] = "1"
 
 
 @pytest.fixture(autouse=True)

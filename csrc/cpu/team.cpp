@@ -11,8 +11,10 @@ namespace customlstm {
 
 namespace {
 
-// Long enough for a step of the others, short enough that a thread whose partner lost its core gives way to it.
-constexpr int kSpins = 4000;
+// About 15 us: long enough for the others of a team that has its cores to itself, since who gives way while another
+// program waits is away for milliseconds; short enough for a team of more threads than cores, where all wait for one
+// that is not running. docs/performance.md has the times for 50 to 4,000.
+constexpr int kSpins = 1000;
 
 inline void pause_briefly() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -41,6 +43,15 @@ void Team::barrier() {
       sched_yield();
     }
   }
+}
+
+int usable_cpus(int unknown) {
+#ifdef _OPENMP
+  (void)unknown;
+  return omp_get_num_procs();
+#else
+  return unknown;
+#endif
 }
 
 void run_team(int threads, void (*body)(void* context, Team& team, int rank), void* context) {

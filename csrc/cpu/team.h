@@ -20,6 +20,10 @@ class Team {
   alignas(64) std::atomic<unsigned> generation_{0};
 };
 
+// How many CPUs the system lets this process use, asked anew; `unknown` without OpenMP. Not the affinity of the calling
+// thread: OMP_PROC_BIND ties that to a single one.
+int usable_cpus(int unknown);
+
 // Runs body(context, team, rank) on `threads` threads, fewer if the runtime grants fewer. An OpenMP region: it shares
 // torch's own thread pool, since two pools on one machine fight for the cores.
 void run_team(int threads, void (*body)(void* context, Team& team, int rank), void* context);

@@ -4,6 +4,7 @@
 #include "dealt_sequences.h"
 #include "run_kernel.h"
 #include "scratch.h"
+#include "threads.h"
 
 namespace customlstm {
 
@@ -31,7 +32,7 @@ class Call : public LayerCall {
   Call(const LayerArguments& a, bool backward)
       : LayerCall(checked(a)),
         g(geometry(*this)),
-        plan(plan_threads(g, static_cast<int>(torch::stable::get_num_threads()), backward)),
+        plan(plan_threads(g, available_threads(), backward)),
         dealt(sequences, a.input, plan) {
     dealt.fill(g);
   }

@@ -7,6 +7,7 @@
 #include "dealt_sequences.h"
 #include "run_kernel.h"
 #include "scratch.h"
+#include "threads.h"
 
 namespace customlstm {
 
@@ -171,7 +172,7 @@ Tensor cpu_stream(const Tensor& packed, const Tensor& input, const Tensor& h, co
 
   ForwardParams p = parameters(header);
   p.g.steps = input.size(0);
-  Plan plan = plan_threads(p.g, static_cast<int>(torch::stable::get_num_threads()), false);
+  Plan plan = plan_threads(p.g, available_threads(), false);
   plan.w_ih = p.plan.w_ih;   // as the weights were packed
   plan.w_hh = p.plan.w_hh;
   p.plan = plan;
