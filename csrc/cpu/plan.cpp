@@ -107,11 +107,15 @@ Plan plan_threads(const Geometry& g, int available, bool backward) {
       best = plan;
     }
   };
-  for (int threads = 2; threads <= available; threads = std::min(threads + std::max(1, threads / 4), available)) {
+  if (least <= kWakeCycles) return best;   // no team can be faster
+  // Which numbers are tried does not depend on how many threads there are: one more must never make a call slower.
+  // All up to 16, then eight to each power of two.
+  int stride = 1;
+  for (int threads = 2; threads <= available; threads += stride) {
     const int64_t groups = std::min(ceil_div(threads, g.directions), g.batch);
     if (g.directions * groups >= threads) consider(threads, groups, false);
     consider(threads, 1, true);
-    if (threads == available) break;
+    if (threads == 16 * stride) stride *= 2;
   }
   return best;
 }
