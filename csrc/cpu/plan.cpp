@@ -14,7 +14,7 @@ constexpr int64_t kPanelColumns = 64;    // columns of a panel in backward
 constexpr double kRowCycles = 4;         // one row of a tile times one row of a panel: four multiply-adds
 constexpr double kPanelCycles = 8;       // to load a row of a panel from the core's own cache; hidden by two tile rows
 constexpr double kSharedCycles = 3;      // more where the weights come from the shared cache, not hidden
-constexpr double kMemoryCycles = 8;      // more where they do not fit that one either
+constexpr double kMemoryCycles = 8;      // more where they do not fit that one either; it holds other things as well
 constexpr double kOwnCacheBytes = 768.0 * 1024, kSharedCacheBytes = 16.0 * 1024 * 1024;
 constexpr double kWakeCycles = 25000;    // to start a team and to end it
 constexpr double kBarrierCycles = 2000;  // of all threads, at every step
@@ -32,7 +32,7 @@ double pass_cycles(int64_t rows, int64_t depth, double bytes) {
   const int64_t rest = rows % kTileRows;
   const double last = rest > 0 ? std::max(double(rest) * kRowCycles, kPanelCycles) : 0;
   const double tiles = double(rows - rest) * kRowCycles + last;
-  const double far = bytes <= kOwnCacheBytes ? 0 : bytes <= kSharedCacheBytes ? kSharedCycles : kMemoryCycles;
+  const double far = bytes <= kOwnCacheBytes ? 0 : bytes < kSharedCacheBytes ? kSharedCycles : kMemoryCycles;
   return double(depth) * (tiles + far);
 }
 
@@ -40,7 +40,7 @@ double pass_cycles(int64_t rows, int64_t depth, double bytes) {
 double step_cycles(const Geometry& g, int64_t rows, int64_t sharing, bool backward) {
   const double bytes = 16.0 * double(g.hidden_size) * double(g.output_size);
   // What does not fit the shared cache is not helped by having only a share of it.
-  const double held = bytes > kSharedCacheBytes ? bytes : bytes / double(sharing);
+  const double held = bytes >= kSharedCacheBytes ? bytes : bytes / double(sharing);
   if (backward) {
     const int64_t panels = ceil_div(ceil_div(g.output_size, kPanelColumns), sharing);
     return double(panels) * pass_cycles(rows, 4 * g.hidden_size, held);
