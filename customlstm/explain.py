@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import compat, dispatch, functional, launch_plan, ops
+from . import compat, dispatch, functional, launch_plan, ops, thread_plan
 from .modules import LSTM, LSTMCell
 
 _KEPT = {0: "keeps nothing", 1: "keeps the cell states", 2: "keeps what backward needs"}
@@ -26,8 +26,9 @@ class Explanation:
         reason: why no fused kernel runs; None if one does.
         refused: whether the call or its backward would raise RuntimeError, because ``backend="fused"`` was
             asked for, or by CUSTOMLSTM_CUDA_VARIANT a variant that does not fit.
-        plans: on a GPU, the launch plan of every layer: the variant and its tiling, and why the others do not
-            fit; forward, and backward where a gradient will be wanted.
+        plans: how every layer would be computed; forward, and backward where a gradient will be wanted. On a
+            GPU the launch plan: the variant and its tiling, and why the others do not fit. On the CPU the
+            thread plan: how many threads of :func:`torch.get_num_threads`, and what each of them owns.
     """
 
     backend: str
@@ -85,14 +86,18 @@ def explain(
     kept = _what_is_kept(module, data, h, c, weights, layers)
     refused = wanted == "fused" and not fused and not dispatch.is_traced(tensors)
     plans: list[str] = []
+    batch_sizes = input.batch_sizes if isinstance(input, PackedSequence) else None
     if fused and data.device.type == "cuda":
-        batch_sizes = input.batch_sizes if isinstance(input, PackedSequence) else None
         dtype = _computed_dtype(module, data, c)
         for save in kept:
             found = _plans(module, data, dtype, batch_sizes, lengths, save)
             plans.append("\n".join(f"{name}, {plan}" for name, plan in found.items()))
             reason = reason or _why_forced_does_not_fit(found)
         refused = reason is not None
+    elif fused:
+        for k, save in enumerate(kept):
+            input_size = weights[k * (len(weights) // layers)].size(1)
+            plans.append(_thread_plans(module, data, input_size, batch_sizes, save))
     return Explanation(
         backend="fused" if fused else "reference",
         kernel=_fused_kernel(data.device) if fused else f"plain PyTorch on {data.device.type}",
@@ -189,6 +194,24 @@ def _plans(
         )
         for backward in ((False, True) if save == 2 else (False,))
     }
+
+
+def _thread_plans(module: Any, data: Tensor, input_size: int, batch_sizes: Tensor | None, save: int) -> str:
+    """The thread plans of one layer, a line each."""
+    steps, batch, _ = _sizes(module, data, batch_sizes, None)
+    found = {
+        "backward" if backward else "forward": thread_plan.plan(
+            steps=steps,
+            batch=batch,
+            input_size=input_size,
+            hidden_size=module.hidden_size,
+            proj_size=module.proj_size,
+            directions=2 if getattr(module, "bidirectional", False) else 1,
+            backward=backward,
+        )
+        for backward in ((False, True) if save == 2 else (False,))
+    }
+    return "\n".join(f"{name}, {plan}" for name, plan in found.items())
 
 
 def _sizes(

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from support import BACKENDS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import customlstm
-from customlstm import _binary, dispatch
+from customlstm import _binary, dispatch, thread_plan
 
 FUSED = "fused" in BACKENDS
 needs_library = pytest.mark.skipif(not FUSED, reason="no compiled library")
@@ -132,13 +133,51 @@ def test_explain_fused() -> None:
             f"layer 1: customlstm::lstm_layer, 6 -> 6, {rest}",
         ),
         None,
+        plans=("forward, 1 thread\nbackward, 1 thread",) * 2,
     )
-    assert str(explanation).splitlines()[0] == f"fused: cpu {isa}" and len(str(explanation).splitlines()) == 3
+    lines = str(explanation).splitlines()
+    assert lines[0] == f"fused: cpu {isa}" and len(lines) == 7
+    assert lines[2:4] == ["    forward, 1 thread", "    backward, 1 thread"]
     with torch.no_grad():
         assert customlstm.explain(module, x).layers[0].endswith("keeps nothing")
     packed = torch.nn.utils.rnn.pack_padded_sequence(x, torch.tensor([5, 3, 1]))
     hx = (torch.zeros(4, 3, 3), torch.zeros(4, 3, 6))
     assert customlstm.explain(module, packed, hx, resets=torch.zeros(5, 3).bool()).backend == "fused"
+
+
+@needs_library
+def test_explain_names_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every layer, by its own input size, with the threads that torch has."""
+    asked = []
+
+    def record(**sizes: Any) -> thread_plan.ThreadPlan:
+        asked.append(sizes)
+        return plan(**sizes)
+
+    plan = thread_plan.plan
+    monkeypatch.setattr(thread_plan, "plan", record)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    shared = "2 threads, which share the units of every step"
+    few, many = torch.zeros(100, 1, 512), torch.zeros(64, 128, 100)
+    found = customlstm.explain(customlstm.LSTM(512, 512, 2), few)
+    assert found.plans == (f"forward, {shared}\nbackward, {shared}",) * 2
+    with torch.no_grad():
+        found = customlstm.explain(customlstm.LSTM(100, 100, batch_first=True), many)
+        assert found.plans == ("forward, 2 threads, each with sequences of its own",)
+        found = customlstm.explain(customlstm.LSTM(100, 400, bidirectional=True), many[:, :1])
+        assert found.plans == ("forward, 2 threads, each with a direction of its own",)
+        asked.clear()
+        packed = torch.nn.utils.rnn.pack_padded_sequence(x, torch.tensor([5, 3, 1]))
+        customlstm.explain(customlstm.LSTM(4, 6, 2, bidirectional=True, proj_size=3), packed)
+        customlstm.explain(customlstm.LSTMCell(4, 6), x[0])
+        customlstm.explain(customlstm.LSTMCell(4, 6), x[0, 0])
+    names = ("steps", "batch", "input_size", "hidden_size", "proj_size", "directions", "backward")
+    assert [tuple(sizes[name] for name in names) for sizes in asked] == [
+        (5, 3, 4, 6, 3, 2, False),
+        (5, 3, 6, 6, 3, 2, False),
+        (1, 3, 4, 6, 0, 1, False),
+        (1, 1, 4, 6, 0, 1, False),
+    ]
 
 
 def test_explain_reference() -> None:
