@@ -18,6 +18,7 @@ TESTS = [
     "test_against_reference.py::test_projection_sizes",
     "test_against_reference.py::test_activations",
     "test_against_reference.py::test_activations_at_their_kinks",
+    "test_piecewise_kernels.py",
     "test_accuracy.py::test_elementary_functions",
     "test_bad_values.py::test_activations_at_nan_and_infinity",
     "test_bad_values.py::test_every_bit_pattern_is_read_and_rounded_right",
