@@ -28,7 +28,7 @@ class Explanation:
             asked for, or by CUSTOMLSTM_CUDA_VARIANT a variant that does not fit.
         plans: how every layer would be computed; forward, and backward where a gradient will be wanted. On a
             GPU the launch plan: the variant and its tiling, and why the others do not fit. On the CPU the
-            thread plan: how many threads of :func:`torch.get_num_threads`, and what each of them owns.
+            thread plan: how many threads compute, and what each of them owns.
     """
 
     backend: str

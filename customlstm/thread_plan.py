@@ -71,14 +71,18 @@ def plan(
         steps, batch, input_size, hidden_size, proj_size: T, B, L, H and P as in :class:`torch.nn.LSTM`; of a
             layer above another one ``input_size`` is the size of the outputs below.
         directions: 1 or 2.
-        threads: how many there are; default: :func:`torch.get_num_threads`.
+        threads: how many there are; default: as many as a call here would have, which is
+            :func:`torch.get_num_threads`, but no more than the CPUs that the system lets this process use.
         backward: the plan of the backward pass.
 
     Raises:
         ValueError: an argument is out of range.
         RuntimeError: the compiled library, which plans, is not loaded; or the sizes are beyond any memory.
     """
-    threads = torch.get_num_threads() if threads is None else threads
+    status = _binary.status()
+    if not status.loaded:
+        raise RuntimeError(f"the thread plan is computed by the compiled library: {status.reason}")
+    threads = _threads() if threads is None else threads
     least = {"steps": 0, "batch": 0, "input_size": 0, "hidden_size": 1, "proj_size": 0, "threads": 1}
     given = (steps, batch, input_size, hidden_size, proj_size, threads)
     for (name, smallest), value in zip(least.items(), given, strict=True):
@@ -86,12 +90,14 @@ def plan(
             raise ValueError(f"{name} must be at least {smallest}, got {value}")
     if directions not in (1, 2):
         raise ValueError(f"directions must be 1 or 2, got {directions}")
-    status = _binary.status()
-    if not status.loaded:
-        raise RuntimeError(f"the thread plan is computed by the compiled library: {status.reason}")
 
     sizes = [steps, batch, input_size, hidden_size, proj_size or hidden_size, directions]
     op = torch.ops.customlstm.cpu_plan.default
     found, cycles = op([int(size) for size in sizes], int(threads), backward)
     chosen, groups, share_units, *access = found
     return ThreadPlan(chosen, groups, bool(share_units), *(ACCESS[number] for number in access), cycles)
+
+
+def _threads() -> int:
+    """How many a call made now would have."""
+    return torch.ops.customlstm.cpu_threads.default()

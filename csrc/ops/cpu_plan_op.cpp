@@ -1,4 +1,4 @@
-// The thread plan of the CPU kernels as an op: so that it is tested, and explained, for any number of threads.
+// The thread plan of the CPU kernels as ops: so that it is tested, and explained, for any number of threads.
 //
 //   cpu_plan(int[] sizes, int threads, bool backward) -> (int[], float)
 //
@@ -8,6 +8,8 @@
 //            numbers in WeightAccess
 //            the model's cycles
 //
+//   cpu_threads() -> int   how many a call made now would have
+//
 // customlstm/thread_plan.py is its face.
 #include <torch/csrc/stable/library.h>
 
@@ -16,6 +18,7 @@
 
 #include "../cpu/plan.h"
 #include "checks.h"
+#include "threads.h"
 
 namespace customlstm {
 
@@ -49,12 +52,18 @@ std::tuple<std::vector<int64_t>, double> cpu_plan(std::vector<int64_t> sizes, in
           planned_cycles(g, plan, backward)};
 }
 
+int64_t cpu_threads() { return available_threads(); }
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(customlstm, m) {
   m.def("cpu_plan(int[] sizes, int threads, bool backward) -> (int[], float)");
+  m.def("cpu_threads() -> int");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(customlstm, CompositeExplicitAutograd, m) { m.impl("cpu_plan", TORCH_BOX(&cpu_plan)); }
+STABLE_TORCH_LIBRARY_IMPL(customlstm, CompositeExplicitAutograd, m) {
+  m.impl("cpu_plan", TORCH_BOX(&cpu_plan));
+  m.impl("cpu_threads", TORCH_BOX(&cpu_threads));
+}
 
 }  // namespace customlstm

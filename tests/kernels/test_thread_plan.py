@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +17,7 @@ import torch
 from customlstm import _binary
 from customlstm.thread_plan import ACCESS, ThreadPlan, plan
 
+ROOT = Path(__file__).resolve().parents[2]
 SHARED, OWN, ONE = "units shared", "own sequences", "one thread"
 TURNED, IN_TURN, PACKED, ALONG = "turned", "packed in turn", "packed", "along rows"
 THREADS = [*range(1, 13), 15, 16, 17, 24, 31, 32, 33, 47, 48, 63, 64, 65, 96, 100, 128, 200, 255, 256]
@@ -300,3 +305,32 @@ def test_without_the_library_it_says_why(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(_binary, "_status", _binary.Status(False, None, "it was not compiled"))
     with pytest.raises(RuntimeError, match="computed by the compiled library: it was not compiled"):
         plan(**named(1, 1, 8, 8))
+
+
+# --- how many threads there are ---
+
+ONE_CPU = """
+import os, torch, customlstm
+from customlstm import thread_plan
+sizes = dict(steps=100, batch=1, input_size=512, hidden_size=512)
+cpus = os.sched_getaffinity(0)
+torch.set_num_threads(len(cpus) + 3)
+assert torch.ops.customlstm.cpu_threads() == len(cpus), torch.ops.customlstm.cpu_threads()
+os.sched_setaffinity(0, {min(cpus)})
+assert torch.ops.customlstm.cpu_threads() == 1, torch.ops.customlstm.cpu_threads()
+assert str(thread_plan.plan(**sizes)) == "1 thread"
+os.environ["CUSTOMLSTM_OVERSUBSCRIBE"] = "1"
+assert torch.ops.customlstm.cpu_threads() == len(cpus) + 3
+assert thread_plan.plan(**sizes).threads > 1
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux lets a process choose its CPUs")
+def test_no_more_threads_than_cpus() -> None:
+    """Threads that meet at every step, one of them not running, took 8 times as long on two CPUs."""
+    lifted = ("CUSTOMLSTM_OVERSUBSCRIBE", "OMP_PROC_BIND")
+    environment = {name: value for name, value in os.environ.items() if name not in lifted}
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_CPU], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

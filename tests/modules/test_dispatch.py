@@ -156,7 +156,7 @@ def test_explain_names_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
     plan = thread_plan.plan
     monkeypatch.setattr(thread_plan, "plan", record)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(thread_plan, "_threads", lambda: 2)
     shared = "2 threads, which share the units of every step"
     few, many = torch.zeros(100, 1, 512), torch.zeros(64, 128, 100)
     found = customlstm.explain(customlstm.LSTM(512, 512, 2), few)
