@@ -5,6 +5,7 @@ CUSTOMLSTM_BENCHMARK_SECONDS: what has not begun by then is skipped; the summary
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Iterator
@@ -23,6 +24,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--grid", choices=grid.GRIDS, default="small", help="which settings (default: small)")
     group.addoption("--dtype", help='such as "float32,bfloat16"; default: each suite\'s own')
     group.addoption("--threads", help='such as "1,2", on a CPU; default: as many as PyTorch uses')
+    group.addoption(
+        "--no-loops",
+        action="store_true",
+        help="leave out the reference and the TorchScript loop, which take most of the time",
+    )
     group.addoption(
         "--keep",
         type=Path,
@@ -70,6 +76,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         settings = grid.suite_settings(suite, device, name, chosen or None)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
+    if metafunc.config.getoption("--no-loops", False):
+        settings = [dataclasses.replace(setting, loop=False) for setting in settings]
     if device == "cuda" and name == "small" and metafunc.definition.get_closest_marker("long_on_gpu"):
         # The grid for a GPU is long, and `make gpu-check` has minutes. One skip, not one for each setting.
         settings = [pytest.param(None, marks=pytest.mark.skip(reason="on a GPU part of --grid full"))]

@@ -229,3 +229,17 @@ def test_every_suite_runs(tmp_path: Path) -> None:
     if os.access("/proc/self/clear_refs", os.W_OK):
         assert all(report.peak(run) for run in found if run.suite in ("layer", "cells", "lengths"))
     assert all(f"## {title}" in report.report(found) for title in ("Summary", "One step"))
+
+
+@needs_library
+@pytest.mark.slow
+def test_loops_can_be_left_out(tmp_path: Path) -> None:
+    pytest.importorskip("pytest_benchmark")
+    kept = tmp_path / "kept.json"
+    chosen = ["--grid", "tiny", "--dtype", "float32", "--no-loops"]
+    chosen += ["-k", "test_layer and inference and not layers"]
+    done = pytest_on_suites(*chosen, f"--keep={kept}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = runs.read(kept)
+    assert {contenders.OURS, contenders.THEIRS} <= run.info["times"].keys()
+    assert not {contenders.LOOP, contenders.REFERENCE} & run.info["times"].keys()
