@@ -28,9 +28,6 @@ struct Forward {
   static CUSTOMLSTM_INLINE int64_t chunk_rows(const ForwardParams& p) {
     return least_rows(p) + min64(kBlockRows, p.g.batch);
   }
-  static CUSTOMLSTM_INLINE int64_t chunk_units(const ForwardParams& p) {
-    return p.plan.share_units ? ceil_div(unit_blocks(p.g), p.plan.threads) : unit_blocks(p.g);
-  }
 
   // Depth of the two products, in elements of the operand.
   static CUSTOMLSTM_INLINE int64_t input_depth(const Geometry& g) { return Operand::elements(g.input_size); }
@@ -134,13 +131,16 @@ struct Forward {
     w.h[1] = arena.take<S>(rows * w.h_stride);
     w.c = arena.take<S>(rows * w.c_stride);
     w.projecting = arena.take<S>(g.projection ? rows * w.c_stride : 0);
+    S* gates_x = nullptr;
     for (int thread = 0; thread < p.plan.threads; ++thread) {
       S* x = arena.take<S>(direct_input(p) ? 0 : chunk_rows(p) * x_stride(g));
       const S** x_rows = arena.take<const S*>(chunk_rows(p));
       const int64_t panel_ih = packs_in_turn(p.plan.w_ih) ? input_depth(g) : 0;
       const int64_t panel_hh = packs_in_turn(p.plan.w_hh) ? state_depth(g) : 0;
       S* panel = arena.take<S>((panel_ih > panel_hh ? panel_ih : panel_hh) * kWidth);
-      S* gates_x = arena.take<S>(chunk_rows(p) * chunk_units(p) * kWidth);
+      // Those who share the units share the chunk. Each has the place of its units, whatever rows the others are at and
+      // however many threads the system grants.
+      if (thread == 0 || !p.plan.share_units) gates_x = arena.take<S>(chunk_rows(p) * unit_blocks(g) * kWidth);
       if (thread == rank) {
         w.x = x;
         w.x_rows = x_rows;
@@ -250,7 +250,7 @@ struct Forward {
         for (int64_t i = 0; i < active; i += kBlockRows) {
           rows = min64(kBlockRows, active - i);
           project_input(p, w, job, units, step, next, i, rows);
-          run_cells(p, w, job, units, step, i, rows, w.gates_x, rows);
+          run_cells(p, w, job, units, step, i, rows, w.gates_x);
         }
         finish_step(p, w, job, step, active);
         step = next;
@@ -265,7 +265,7 @@ struct Forward {
       for (int64_t row = 0; step < next; ++step) {
         active = active_rows(g, job, job.time(step), active);
         cut_state(p, w, job, step, active);
-        run_cells(p, w, job, units, step, 0, active, w.gates_x + row * kWidth, rows);
+        run_cells(p, w, job, units, step, 0, active, w.gates_x + row * kWidth);
         finish_step(p, w, job, step, active);
         row += active;
       }
@@ -275,7 +275,7 @@ struct Forward {
     job.barrier();
   }
 
-  // gates_x[unit block of this thread][row][gate][lane] = bias + W_ih x for `rows` rows: sequences i0 .. of one step,
+  // gates_x[unit block][row of the chunk][gate][lane] = bias + W_ih x for `rows` rows: sequences i0 .. of one step,
   // or all running sequences of the steps first .. next - 1.
   static void project_input(const ForwardParams& p, const Workspace& w, const Job& job, Range units, int64_t first,
                             int64_t next, int64_t i0, int64_t rows) {
@@ -297,7 +297,7 @@ struct Forward {
     }
     for (int64_t u = units.begin; u < units.end; ++u) {
       const S* bias = w.bias[job.direction] + u * kWidth;
-      S* out = w.gates_x + (u - units.begin) * rows * kWidth;
+      S* out = w.gates_x + u * chunk_rows(p) * kWidth;
       if (in_place(p.plan.w_ih)) {
         const T* matrix = static_cast<const T*>(w.matrix_ih[job.direction]);
         const InPlace in_place = {p.plan.w_ih, matrix, g.hidden_size, input_depth(g), u * kLanes};
@@ -346,9 +346,9 @@ struct Forward {
     }
   }
 
-  // Sequences i0 .. i0 + count - 1 of one step; their rows of gates_x lie in a chunk of `chunk` rows.
+  // Sequences i0 .. i0 + count - 1 of one step, whose rows begin at gates_x.
   static void run_cells(const ForwardParams& p, const Workspace& w, const Job& job, Range units, int64_t step,
-                        int64_t i0, int64_t count, S* gates_x, int64_t chunk) {
+                        int64_t i0, int64_t count, S* gates_x) {
     const Geometry& g = p.g;
     const int64_t t = job.time(step), parity = step & 1;
     const int64_t depth = in_place(p.plan.w_hh) ? 0 : state_depth(g);
@@ -356,7 +356,7 @@ struct Forward {
       // To and fro: what the last step read last is still in the core's own cache.
       const int64_t u = step % 2 == 0 ? units.begin + n : units.end - 1 - n;
       const S* panel = nullptr;
-      S* from = gates_x + (u - units.begin) * chunk * kWidth;
+      S* from = gates_x + u * chunk_rows(p) * kWidth;
       if (!in_place(p.plan.w_hh)) {
         panel = panel_of(g, p.plan.w_hh, w.w_hh[job.direction], w.matrix_hh[job.direction], g.output_size, u, w.panel);
       } else {

@@ -16,6 +16,7 @@ constexpr double kPanelCycles = 8;       // to load a row of a panel from the co
 constexpr double kSharedCycles = 3;      // more where the weights come from the shared cache, not hidden
 constexpr double kMemoryCycles = 8;      // more where they do not fit that one either; it holds other things as well
 constexpr double kOwnCacheBytes = 768.0 * 1024, kSharedCacheBytes = 16.0 * 1024 * 1024;
+constexpr double kPackCycles = 25;       // to pack a row of a panel just before its use, by each thread that uses it
 constexpr double kWakeCycles = 25000;    // to start a team and to end it
 constexpr double kBarrierCycles = 2000;  // of all threads, at every step
 constexpr double kExchange = 7;          // bytes a cycle that a core reads from another one's cache
@@ -37,17 +38,21 @@ double pass_cycles(int64_t rows, int64_t depth, double bytes) {
 }
 
 // One step of `rows` sequences on one of `sharing` threads that share the units.
-double step_cycles(const Geometry& g, int64_t rows, int64_t sharing, bool backward) {
+double step_cycles(const Geometry& g, const Plan& plan, int64_t rows, int64_t sharing, bool backward) {
   const double bytes = 16.0 * double(g.hidden_size) * double(g.output_size);
   // What does not fit the shared cache is not helped by having only a share of it.
   const double held = bytes >= kSharedCacheBytes ? bytes : bytes / double(sharing);
   if (backward) {
     const int64_t panels = ceil_div(ceil_div(g.output_size, kPanelColumns), sharing);
-    return double(panels) * pass_cycles(rows, 4 * g.hidden_size, held);
+    const int64_t depth = 4 * g.hidden_size;
+    const double packing = plan.backward == WeightAccess::kPackedInTurn ? kPackCycles * double(depth) : 0;
+    return double(panels) * (pass_cycles(rows, depth, held) + packing);
   }
   const int64_t blocks = ceil_div(ceil_div(g.hidden_size, kBlockUnits), sharing);
   const double input = double(g.input_size) * double(rows) * kRowCycles;
-  return double(blocks) * (pass_cycles(rows, g.output_size, held) + input);
+  double packing = plan.w_hh == WeightAccess::kPackedInTurn ? kPackCycles * double(g.output_size) : 0;
+  if (plan.w_ih == WeightAccess::kPackedInTurn) packing += kPackCycles * double(g.input_size) / double(std::max<int64_t>(g.steps, 1));
+  return double(blocks) * (pass_cycles(rows, g.output_size, held) + input + packing);
 }
 
 // Backward's products over all rows, which any number of threads share.
@@ -79,12 +84,12 @@ double planned_cycles(const Geometry& g, const Plan& plan, bool backward) {
   double cycles = threads > 1 ? kWakeCycles : 0;
   if (backward) cycles += gradient_cycles(g) / threads;
   if (plan.share_units) {
-    const double step = step_cycles(g, g.batch, threads, backward) * (backward ? kWaitingBackward : kWaiting) +
+    const double step = step_cycles(g, plan, g.batch, threads, backward) * (backward ? kWaitingBackward : kWaiting) +
                         kBarrierCycles + exchange_cycles(g, threads, backward);
     return cycles + double(g.steps) * double(g.directions) * step;
   }
   const int64_t in_turn = ceil_div(g.directions * plan.groups, threads), rows = ceil_div(g.batch, plan.groups);
-  return cycles + double(g.steps) * double(in_turn) * step_cycles(g, rows, 1, backward);
+  return cycles + double(g.steps) * double(in_turn) * step_cycles(g, plan, rows, 1, backward);
 }
 
 Plan plan_threads(const Geometry& g, int available, bool backward) {

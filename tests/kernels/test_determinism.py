@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from support_compare import assert_same_bits
 from support_ops import Case, LayerCall, make_call, ops, run_cell, run_layer
 
+from customlstm import thread_plan
+
+ROOT = Path(__file__).resolve().parents[2]
 RUNS = 10
 
 # Threads share the units of every step where the batch is small and the weights are large; they split the
@@ -24,6 +31,8 @@ CASES = [
     Case(9, 97, 17, 33, bidirectional=True, layout="packed", cell="piecewise linear"),
     Case(3, 160, 64, 100, layout="lengths", cell="softplus cell"),
     Case(60, 12, 20, 64, bias=False, given=False),
+    # Threads that share the units, with more sequences than are projected at a time.
+    Case(3, 97, 17, 241, layout="lengths"),
 ]
 
 
@@ -45,6 +54,43 @@ def test_runs_and_threads(case: Case, any_threads: None) -> None:
             torch.set_num_threads(threads)
             for _ in range(RUNS if threads == 2 else 1):
                 assert_same_bits(run_layer(call), expected, f"{threads} threads, {dtype}")
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_cases_need_a_team(case: Case) -> None:
+    """What the plan gives to one thread would show nothing above."""
+    sizes = {"steps": case.steps, "batch": case.batch, "input_size": case.features}
+    sizes |= {"hidden_size": case.hidden, "proj_size": case.projection}
+    sizes["directions"] = 2 if case.bidirectional else 1
+    for backward in (False, True):
+        assert thread_plan.plan(**sizes, threads=2, backward=backward).threads == 2
+    if case.batch == 97 and not case.bidirectional:
+        assert thread_plan.plan(**sizes, threads=2).share_units
+
+
+FEWER = """
+import torch, customlstm
+from customlstm import thread_plan
+module, x = customlstm.LSTM(65, 257, backend="fused"), torch.randn(40, 1, 65, requires_grad=True)
+def run(threads):
+    torch.set_num_threads(threads)
+    output = module(x)[0]
+    return [output, *torch.autograd.grad(output.sum(), [x, *module.parameters()])]
+expected = run(1)
+plan = thread_plan.plan(steps=40, batch=1, input_size=65, hidden_size=257, threads=5)
+assert plan.threads == 5 and plan.share_units
+for _ in range(20):
+    assert all(torch.equal(a, b) for a, b in zip(run(5), expected))
+"""
+
+
+def test_fewer_threads_than_planned() -> None:
+    """The system may grant a smaller team than the plan, and its scratch memory, are for."""
+    environment = os.environ | {"OMP_THREAD_LIMIT": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", FEWER], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
