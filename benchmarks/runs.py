@@ -175,5 +175,17 @@ def write(path: Path, runs: Iterable[Run]) -> None:
 
 
 def add(path: Path, run: Run) -> None:
-    """Puts ``run`` into the file at ``path``, which need not exist yet."""
-    write(path, merged([*(read(path) if path.exists() else []), run]))
+    """Puts ``run`` into the file at ``path``, which need not exist yet.
+
+    Raises:
+        ValueError: the file's run of this setting has contenders that ``run`` lacks; they would be lost.
+    """
+    before = read(path) if path.exists() else []
+    for old in before:
+        missing = old.times.keys() - run.times.keys()
+        if old.key == run.key and missing:
+            raise ValueError(
+                f"{path} has a run of {run.shape}, {run.mode}, with {', '.join(sorted(missing))}, which this "
+                "one lacks: write to another file, or measure it with all of them"
+            )
+    write(path, merged([*before, run]))

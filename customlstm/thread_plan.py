@@ -72,7 +72,7 @@ def plan(
             layer above another one ``input_size`` is the size of the outputs below.
         directions: 1 or 2.
         threads: how many there are; default: as many as a call here would have, which is
-            :func:`torch.get_num_threads`, but no more than the CPUs that the system lets this process use.
+            :func:`torch.get_num_threads`, but no more than the CPUs that the calling thread may run on.
         backward: the plan of the backward pass.
 
     Raises:

@@ -56,7 +56,7 @@ CUSTOMLSTM_INLINE void dot_tile(const S* const (&rows)[R], const T* const (&matr
     for (int j = 0; j < N; ++j) sums[r][first + j] = acc[r][j];
 }
 
-// As multiply_gates in gemm.inl: out[r] = init + rows[r] . W^T, or out[r] += rows[r] . W^T, for units `unit ..`.
+// As multiply_gates in in_place.inl: out[r] = init + rows[r] . W^T, or out[r] += rows[r] . W^T, for units `unit ..`.
 template <class Operand, class S, int R, class T>
 CUSTOMLSTM_NOINLINE void dot_gates(const S* const (&rows)[R], const T* w, int64_t hidden, int64_t depth, int64_t unit,
                                    const S* init, bool accumulate, S* out) {

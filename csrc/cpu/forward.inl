@@ -22,6 +22,7 @@ struct Forward {
   static CUSTOMLSTM_INLINE int64_t unit_blocks(const Geometry& g) { return ceil_div(g.hidden_size, kLanes); }
   static CUSTOMLSTM_INLINE int64_t output_panels(const Geometry& g) { return ceil_div(g.output_size, kWidth); }
   static CUSTOMLSTM_INLINE int64_t least_rows(const ForwardParams& p) {
+    if (packs_in_turn(p.plan.w_ih)) return kBlockRows;   // one chunk, or every panel would be packed more than once
     return p.plan.w_ih == WeightAccess::kAlongRows ? kChunkRowsAlong : kChunkRows;
   }
   // Rows there must be room for: the last step of a chunk may begin just below the least.

@@ -7,7 +7,8 @@ struct ForwardWorkspace {
   S* h[2];                                    // [D, B, padded P] the state before and after a step, in turn
   S* c;                                       // [D, B, padded H]
   S* projecting;                              // [D, B, padded H] h before the projection
-  S *x, *gates_x;                             // of this thread: [chunk, L]; [unit blocks, chunk, 4 * lanes]
+  S* x;                                       // of this thread: [chunk, L]
+  S* gates_x;                                 // [unit blocks, chunk, 4 * lanes], of the team where it shares the units
   S* panel;                                   // of this thread: one that is packed in turn
   const S** x_rows;                           // [chunk] rows of the input, or of x where they must be converted
   int64_t h_stride, c_stride;

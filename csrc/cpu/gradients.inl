@@ -162,7 +162,11 @@ struct Gradients {
     const Range all = rows(first_direction);
     const int64_t at_once = input_rows(p);
     const int64_t blocks_of_rows = ceil_div(all.end - all.begin, at_once), panels = ceil_div(g.input_size, kWidth);
-    const bool share_rows = blocks_of_rows >= kWorthRows * size;
+    // By whichever the busiest thread has less to do; where panels are packed in turn, rather by columns.
+    const int64_t by_rows = ceil_div(blocks_of_rows, size) * panels;
+    const int64_t by_columns = ceil_div(panels, size) * blocks_of_rows;
+    const bool in_turn = access(p) == WeightAccess::kPackedInTurn;
+    const bool share_rows = by_rows < by_columns || (by_rows == by_columns && !in_turn);
     const Range parts = share_rows ? share(blocks_of_rows, rank, size) : Range{0, blocks_of_rows};
     const Range mine = share_rows ? Range{0, panels} : share(panels, rank, size);
     for (int64_t part = parts.begin; part < parts.end && mine.begin < mine.end; ++part) {
@@ -174,9 +178,6 @@ struct Gradients {
       store_input(first, count, mine, first_direction, last_direction);
     }
   }
-  // Blocks of rows for each thread from which on they are dealt out evenly enough.
-  static constexpr int64_t kWorthRows = 4;
-
   CUSTOMLSTM_INLINE int64_t input_stride() const { return padded<S>(p.g.input_size); }
 
   void multiply_input(int64_t d, int64_t count, Range panels, const S* packed, bool accumulate) const {

@@ -16,7 +16,7 @@ namespace customlstm {
 // along its rows, in another order.
 enum class WeightAccess : int32_t { kPacked, kTurned, kAlongRows, kPackedInTurn };
 
-// Rows of one step that forward projects at a time, at most.
+// Rows of one step that are projected, or whose input gradient is computed, at a time, at most.
 constexpr int64_t kBlockRows = 96;
 
 // How the work is divided (plan.cpp decides). Sequences are dealt into `groups`; with `share_units` there is one group

@@ -51,7 +51,9 @@ double step_cycles(const Geometry& g, const Plan& plan, int64_t rows, int64_t sh
   const int64_t blocks = ceil_div(ceil_div(g.hidden_size, kBlockUnits), sharing);
   const double input = double(g.input_size) * double(rows) * kRowCycles;
   double packing = plan.w_hh == WeightAccess::kPackedInTurn ? kPackCycles * double(g.output_size) : 0;
-  if (plan.w_ih == WeightAccess::kPackedInTurn) packing += kPackCycles * double(g.input_size) / double(std::max<int64_t>(g.steps, 1));
+  if (plan.w_ih == WeightAccess::kPackedInTurn) {   // once for all steps
+    packing += kPackCycles * double(g.input_size) / double(std::max<int64_t>(g.steps, 1));
+  }
   return double(blocks) * (pass_cycles(rows, g.output_size, held) + input + packing);
 }
 
@@ -85,7 +87,8 @@ double planned_cycles(const Geometry& g, const Plan& plan, bool backward) {
   if (backward) cycles += gradient_cycles(g) / threads;
   if (plan.share_units) {
     const double step = step_cycles(g, plan, g.batch, threads, backward) * (backward ? kWaitingBackward : kWaiting) +
-                        kBarrierCycles + exchange_cycles(g, threads, backward);
+                        kBarrierCycles * (g.output_size != g.hidden_size ? 2 : 1) +
+                        exchange_cycles(g, threads, backward);
     return cycles + double(g.steps) * double(g.directions) * step;
   }
   const int64_t in_turn = ceil_div(g.directions * plan.groups, threads), rows = ceil_div(g.batch, plan.groups);

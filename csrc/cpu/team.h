@@ -20,8 +20,8 @@ class Team {
   alignas(64) std::atomic<unsigned> generation_{0};
 };
 
-// How many CPUs the system lets this process use, asked anew; `unknown` without OpenMP. Not the affinity of the calling
-// thread: OMP_PROC_BIND ties that to a single one.
+// How many CPUs the calling thread may run on, asked anew; `unknown` without OpenMP. Where OMP_PROC_BIND or OMP_PLACES
+// tie it to one of those that its team has, OpenMP says how many there were when the process began.
 int usable_cpus(int unknown);
 
 // Runs body(context, team, rank) on `threads` threads, fewer if the runtime grants fewer. An OpenMP region: it shares

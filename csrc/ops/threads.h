@@ -3,8 +3,9 @@
 
 namespace customlstm {
 
-// torch's number, but not more than the CPUs that the system lets this process use: threads that meet at every step of
-// a sequence must all run at once. CUSTOMLSTM_OVERSUBSCRIBE=1 lifts that limit, for tests on small machines.
+// torch's number, but not more than the CPUs that the calling thread may run on: threads that meet at every step of a
+// sequence must all run at once. A quota of CPU time, as containers have, is not seen: there torch.set_num_threads helps.
+// CUSTOMLSTM_OVERSUBSCRIBE=1 lifts the limit, for tests on small machines.
 int available_threads();
 
 }  // namespace customlstm

@@ -77,6 +77,17 @@ def test_runs_are_added_one_by_one(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_run_with_fewer_contenders_replaces_none(tmp_path: Path) -> None:
+    file, first = tmp_path / "a.json", run(1.0)
+    first.times["the slow one"] = {"median_ms": 9.0, "min_ms": 9.0}
+    runs.add(file, first)
+    with pytest.raises(ValueError, match="with the slow one, which this one lacks"):
+        runs.add(file, run(2.0))
+    assert times(runs.read(file)) == [1.0]
+    runs.add(file, run(2.0, batch=2))
+    assert times(runs.read(file)) == [1.0, 2.0]
+
+
 def test_file_of_pytest_benchmark(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     benchmarks = [{"extra_info": run(1.0).info, "stats": {"data": [1.0]}}, {"extra_info": {}}]

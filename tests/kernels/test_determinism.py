@@ -31,6 +31,11 @@ CASES = [
     Case(9, 97, 17, 33, bidirectional=True, layout="packed", cell="piecewise linear"),
     Case(3, 160, 64, 100, layout="lengths", cell="softplus cell"),
     Case(60, 12, 20, 64, bias=False, given=False),
+    # A single step, whose weights are used where they lie, or packed in turn.
+    Case(1, 1, 130, 514),
+    Case(1, 6, 65, 257, bidirectional=True),
+    Case(1, 5, 257, 512, 257),
+    Case(1, 40, 65, 257),
     # Threads that share the units, with more sequences than are projected at a time.
     Case(3, 97, 17, 241, layout="lengths"),
 ]
@@ -95,7 +100,7 @@ def test_fewer_threads_than_planned() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_runs_and_threads_in_16_bits(dtype: torch.dtype, any_threads: None) -> None:
-    for case in CASES[::3]:
+    for case in [*CASES[::3], Case(1, 5, 257, 512, 257)]:
         call = make_call(dataclasses.replace(case, dtype=dtype))
         torch.set_num_threads(1)
         expected = run_layer(call)
