@@ -184,9 +184,7 @@ def _plans(
             launch_plan.DeviceLimits.from_device(index),
             steps=steps,
             batch=batch,
-            hidden_size=module.hidden_size,
-            proj_size=module.proj_size,
-            directions=2 if getattr(module, "bidirectional", False) else 1,
+            **_layer_sizes(module),
             math=math,
             backward=backward,
             ragged=ragged,
@@ -201,17 +199,17 @@ def _thread_plans(module: Any, data: Tensor, input_size: int, batch_sizes: Tenso
     steps, batch, _ = _sizes(module, data, batch_sizes, None)
     found = {
         "backward" if backward else "forward": thread_plan.plan(
-            steps=steps,
-            batch=batch,
-            input_size=input_size,
-            hidden_size=module.hidden_size,
-            proj_size=module.proj_size,
-            directions=2 if getattr(module, "bidirectional", False) else 1,
-            backward=backward,
+            steps=steps, batch=batch, input_size=input_size, **_layer_sizes(module), backward=backward
         )
         for backward in ((False, True) if save == 2 else (False,))
     }
     return "\n".join(f"{name}, {plan}" for name, plan in found.items())
+
+
+def _layer_sizes(module: Any) -> dict[str, int]:
+    """What every layer of the module has, as both plans call it."""
+    directions = 2 if getattr(module, "bidirectional", False) else 1
+    return {"hidden_size": module.hidden_size, "proj_size": module.proj_size, "directions": directions}
 
 
 def _sizes(

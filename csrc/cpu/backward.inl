@@ -267,30 +267,10 @@ struct Backward {
       run_cells(p, w, job, t, active, units);
       job.barrier();
       for (int64_t k = 0; k < active; ++k) w.rows[k] = Cells::gate_row(p, w, job, t, job.columns[k]);
-      multiply_state(p, w, job, active, outputs);
+      Gradients<T, Cell>::multiply_weights(p, w.rows, active, p.weights[job.direction].w_hh, w.w_hh[job.direction],
+                                           g.output_size, outputs, w.scratch.weights,
+                                           w.row(w.dh, w.h_stride, g, job, 0), w.h_stride, false);
       if (g.resets) cut_state(p, w, job, t, active, units, outputs);
-    }
-  }
-
-  // Gradients of the state before a step, from those of its gates in w.rows.
-  static void multiply_state(const BackwardParams& p, const Workspace& w, const Job& job, int64_t active,
-                             Range outputs) {
-    const Geometry& g = p.g;
-    const void* matrix = p.weights[job.direction].w_hh;
-    S* dh = w.row(w.dh, w.h_stride, g, job, 0);
-    if constexpr (Operand::kRows == 1) {
-      if (access(p) == WeightAccess::kTurned) {
-        const Range columns = {outputs.begin * kWidth, min64(outputs.end * kWidth, g.output_size)};
-        multiply_few_rows(w.rows, active, static_cast<const T*>(matrix), gate_rows(g), g.output_size, columns, dh,
-                          w.h_stride, false);
-        return;
-      }
-    }
-    for (int64_t n = outputs.begin; n < outputs.end; ++n) {
-      const S* panel = Gradients<T, Cell>::panel_of(p, w.w_hh[job.direction], matrix, g.output_size, n * kWidth,
-                                                    w.scratch.weights);
-      multiply_rows<Operand>(w.rows, active, panel, min64(kWidth, g.output_size - n * kWidth), gate_depth(g),
-                             dh + n * kWidth, w.h_stride, false);
     }
   }
 

@@ -142,13 +142,27 @@ struct Gradients {
   static CUSTOMLSTM_INLINE WeightAccess access(const BackwardParams& p) {
     return kRows > 1 && p.plan.backward == WeightAccess::kTurned ? WeightAccess::kPackedInTurn : p.plan.backward;
   }
-  // Packed here, if they are packed in turn: columns first .. of a matrix [depth, n].
-  static CUSTOMLSTM_INLINE const S* panel_of(const BackwardParams& p, const S* packed, const void* matrix, int64_t n,
-                                             int64_t first, S* panel) {
-    const int64_t depth = Cell::kGates * p.g.hidden_size;
-    if (access(p) == WeightAccess::kPacked) return packed + first * Operand::elements(depth);
-    pack_columns<Operand>(static_cast<const T*>(matrix), depth, n, first, panel);
-    return panel;
+  // out[i] (+)= rows[i] . matrix for `count` rows of gradients of gates and these panels of columns of W_ih or W_hh
+  // [kGates * H, n]; `panel` is room for one of a matrix that is packed in turn.
+  static void multiply_weights(const BackwardParams& p, const S* const* rows, int64_t count, const void* weights,
+                               const S* packed, int64_t n, Range panels, S* panel, S* out, int64_t stride,
+                               bool accumulate) {
+    const T* matrix = static_cast<const T*>(weights);
+    const int64_t gate_rows = Cell::kGates * p.g.hidden_size, depth = Operand::elements(gate_rows);
+    if constexpr (kRows == 1) {
+      if (access(p) == WeightAccess::kTurned) {
+        const Range columns = {panels.begin * kWidth, min64(panels.end * kWidth, n)};
+        multiply_few_rows(rows, count, matrix, gate_rows, n, columns, out, stride, accumulate);
+        return;
+      }
+    }
+    for (int64_t j = panels.begin; j < panels.end; ++j) {
+      const bool in_turn = access(p) == WeightAccess::kPackedInTurn;
+      if (in_turn) pack_columns<Operand>(matrix, gate_rows, n, j * kWidth, panel);
+      const S* from = in_turn ? panel : packed + j * depth * kWidth;
+      multiply_rows<Operand>(rows, count, from, min64(kWidth, n - j * kWidth), depth, out + j * kWidth, stride,
+                             accumulate);
+    }
   }
   // Rows of the call whose input gradient is computed at a time.
   static CUSTOMLSTM_INLINE int64_t input_rows(const BackwardParams& p) {
@@ -173,30 +187,13 @@ struct Gradients {
       const int64_t first = all.begin + part * at_once, count = min64(at_once, all.end - first);
       for (int64_t d = first_direction; d < last_direction; ++d) {
         for (int64_t i = 0; i < count; ++i) scratch.rows[i] = gate_row(first + i, d);
-        multiply_input(d, count, mine, packed_w_ih[d], d > first_direction);
+        multiply_weights(p, scratch.rows, count, p.weights[d].w_ih, packed_w_ih[d], g.input_size, mine,
+                         scratch.weights, scratch.grad_input, input_stride(), d > first_direction);
       }
       store_input(first, count, mine, first_direction, last_direction);
     }
   }
   CUSTOMLSTM_INLINE int64_t input_stride() const { return padded<S>(p.g.input_size); }
-
-  void multiply_input(int64_t d, int64_t count, Range panels, const S* packed, bool accumulate) const {
-    const Geometry& g = p.g;
-    const int64_t depth = Operand::elements(Cell::kGates * g.hidden_size);
-    if constexpr (kRows == 1) {
-      if (access(p) == WeightAccess::kTurned) {
-        const Range columns = {panels.begin * kWidth, min64(panels.end * kWidth, g.input_size)};
-        multiply_few_rows(scratch.rows, count, static_cast<const T*>(p.weights[d].w_ih), depth, g.input_size, columns,
-                          scratch.grad_input, input_stride(), accumulate);
-        return;
-      }
-    }
-    for (int64_t n = panels.begin; n < panels.end; ++n) {
-      const S* panel = panel_of(p, packed, p.weights[d].w_ih, g.input_size, n * kWidth, scratch.weights);
-      multiply_rows<Operand>(scratch.rows, count, panel, min64(kWidth, g.input_size - n * kWidth), depth,
-                             scratch.grad_input + n * kWidth, input_stride(), accumulate);
-    }
-  }
 
   // Rows first .. first + count - 1 of the list, these panels of columns.
   void store_input(int64_t first, int64_t count, Range panels, int64_t first_direction, int64_t last_direction) const {

@@ -1,6 +1,5 @@
 #include "cpu_layer.h"
 
-#include "../cpu/plan.h"
 #include "dealt_sequences.h"
 #include "run_kernel.h"
 #include "scratch.h"
@@ -32,7 +31,7 @@ class Call : public LayerCall {
   Call(const LayerArguments& a, bool backward)
       : LayerCall(checked(a)),
         g(geometry(*this)),
-        plan(plan_threads(g, available_threads(), backward)),
+        plan(plan_call(g, backward)),
         dealt(sequences, a.input, plan) {
     dealt.fill(g);
   }

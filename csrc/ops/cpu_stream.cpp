@@ -172,7 +172,7 @@ Tensor cpu_stream(const Tensor& packed, const Tensor& input, const Tensor& h, co
 
   ForwardParams p = parameters(header);
   p.g.steps = input.size(0);
-  Plan plan = plan_threads(p.g, available_threads(), false);
+  Plan plan = plan_call(p.g, false);
   plan.w_ih = p.plan.w_ih;   // as the weights were packed
   plan.w_hh = p.plan.w_hh;
   p.plan = plan;

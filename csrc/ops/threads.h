@@ -1,5 +1,7 @@
-// How many threads a CPU kernel may use.
+// How many threads a CPU kernel may use, and the plan for them.
 #pragma once
+
+#include "../cpu/plan.h"
 
 namespace customlstm {
 
@@ -7,5 +9,8 @@ namespace customlstm {
 // sequence must all run at once. A quota of CPU time, as containers have, is not seen: there torch.set_num_threads helps.
 // CUSTOMLSTM_OVERSUBSCRIBE=1 lifts the limit, for tests on small machines.
 int available_threads();
+
+// The plan of a call on that many threads. How many CPUs there are is a system call, and small calls need no answer.
+Plan plan_call(const Geometry& g, bool backward);
 
 }  // namespace customlstm
