@@ -32,7 +32,8 @@ class ThreadPlan:
         share_units: whether the threads share the hidden units of every step, and meet after it. Otherwise
             each has sequences, or a direction, of its own.
         weight_ih, weight_hh: how forward reads these weights, one of :data:`ACCESS`.
-        backward: how backward reads both. "turned" is then where they lie, which takes no turning there.
+        backward_ih, backward_hh: how backward reads them. "turned" is then where they lie, which takes no
+            turning there.
         cycles: the time by the model that chooses, in cycles of one core; good for comparing plans of one
             call only.
     """
@@ -42,7 +43,8 @@ class ThreadPlan:
     share_units: bool
     weight_ih: str
     weight_hh: str
-    backward: str
+    backward_ih: str
+    backward_hh: str
     cycles: float
 
     def __str__(self) -> str:

@@ -100,8 +100,9 @@ struct Backward {
   static CUSTOMLSTM_INLINE int64_t state_depth(const Geometry& g) { return Operand::elements(g.output_size); }
 
   // How W_ih and W_hh are read.
-  static CUSTOMLSTM_INLINE WeightAccess access(const BackwardParams& p) { return Gradients<T, Cell>::access(p); }
-  static CUSTOMLSTM_INLINE bool packs(const BackwardParams& p) { return access(p) == WeightAccess::kPacked; }
+  static CUSTOMLSTM_INLINE WeightAccess access_ih(const BackwardParams& p) { return Gradients<T, Cell>::access_ih(p); }
+  static CUSTOMLSTM_INLINE WeightAccess access_hh(const BackwardParams& p) { return Gradients<T, Cell>::access_hh(p); }
+  static CUSTOMLSTM_INLINE bool packs(WeightAccess access) { return access == WeightAccess::kPacked; }
 
   // Steps of one block: enough rows for the weight gradients, whose sums are read and written once a block, and not
   // more gradients of the pre-activations than stay in cache. No matter of the threads: they may not change a bit.
@@ -122,9 +123,9 @@ struct Backward {
     w.h_stride = padded<S>(g.output_size);
     w.c_stride = padded<S>(g.hidden_size);
     for (int64_t d = 0; d < g.directions; ++d) {
-      const int64_t packed_rows = packs(p) ? gate_depth(g) : 0;
-      w.w_hh[d] = arena.take<S>(output_panels(g) * packed_rows * kWidth);
-      w.w_ih[d] = arena.take<S>(p.grad_input ? ceil_div(g.input_size, kWidth) * packed_rows * kWidth : 0);
+      const int64_t panel = gate_depth(g) * kWidth, input_panels = p.grad_input ? ceil_div(g.input_size, kWidth) : 0;
+      w.w_hh[d] = arena.take<S>(packs(access_hh(p)) ? output_panels(g) * panel : 0);
+      w.w_ih[d] = arena.take<S>(packs(access_ih(p)) ? input_panels * panel : 0);
       w.w_hr[d] = arena.take<S>(g.projection ? hidden_panels(g) * state_depth(g) * kWidth : 0);
     }
     const int64_t rows = g.directions * g.batch;
@@ -142,11 +143,13 @@ struct Backward {
     w.blocks.grad_hidden_state = arena.take<S>(g.projection ? block_rows * state_depth(g) : 0);
     bool weights = false;
     for (const auto& to : p.grad_weights) weights = weights || to.w_ih || to.w_hh || to.bias || to.w_hr;
+    GradientScratch<S> scratch;
+    scratch.layout_team(arena, g, gate_rows(g), weights);
     for (int thread = 0; thread < p.plan.threads; ++thread) {
       const S** pointers = arena.take<const S*>(g.batch);
-      GradientScratch<S> scratch;
-      scratch.layout(arena, p.g, gate_rows(g), weights, p.grad_input ? Gradients<T, Cell>::input_rows(p) : 0);
-      scratch.weights = arena.take<S>(access(p) == WeightAccess::kPackedInTurn ? gate_depth(g) * kWidth : 0);
+      scratch.layout_thread(arena, g, gate_rows(g), weights, p.grad_input ? Gradients<T, Cell>::input_rows(p) : 0);
+      const bool in_turn = access_ih(p) == WeightAccess::kPackedInTurn || access_hh(p) == WeightAccess::kPackedInTurn;
+      scratch.weights = arena.take<S>(in_turn ? gate_depth(g) * kWidth : 0);
       if (thread == rank) {
         w.rows = pointers;
         w.scratch = scratch;
@@ -190,10 +193,10 @@ struct Backward {
   static void pack(const BackwardParams& p, const Workspace& w, int rank, int size) {
     const Geometry& g = p.g;
     for (int64_t d = 0; d < g.directions; ++d) {
-      if (packs(p)) {
+      if (packs(access_hh(p))) {
         pack_matrix(static_cast<const T*>(p.weights[d].w_hh), gate_rows(g), g.output_size, w.w_hh[d], rank, size);
       }
-      if (packs(p) && p.grad_input) {
+      if (packs(access_ih(p)) && p.grad_input) {
         pack_matrix(static_cast<const T*>(p.weights[d].w_ih), gate_rows(g), g.input_size, w.w_ih[d], rank, size);
       }
       if (g.projection) {
@@ -267,8 +270,8 @@ struct Backward {
       run_cells(p, w, job, t, active, units);
       job.barrier();
       for (int64_t k = 0; k < active; ++k) w.rows[k] = Cells::gate_row(p, w, job, t, job.columns[k]);
-      Gradients<T, Cell>::multiply_weights(p, w.rows, active, p.weights[job.direction].w_hh, w.w_hh[job.direction],
-                                           g.output_size, outputs, w.scratch.weights,
+      Gradients<T, Cell>::multiply_weights(g, access_hh(p), w.rows, active, p.weights[job.direction].w_hh,
+                                           w.w_hh[job.direction], g.output_size, outputs, w.scratch.weights,
                                            w.row(w.dh, w.h_stride, g, job, 0), w.h_stride, false);
       if (g.resets) cut_state(p, w, job, t, active, units, outputs);
     }

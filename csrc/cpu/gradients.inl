@@ -57,19 +57,24 @@ constexpr int64_t kInputRows = 48;      // rows of the call a block of the input
 
 template <class S>
 struct GradientScratch {
-  S* factors;       // [tiles of gate rows][kWeightDepth][kTileRows]
+  // The team's, each thread its own tiles of them: [tiles of gate rows, or of W_hr's][kWeightDepth][kTileRows].
+  S *factors, *projection_factors;
   S* panel;         // [kWeightDepth][panel]
-  S* row;           // sum of a block of gate rows
+  S* row;           // sum of a block of rows of gradients of gates
   S* grad_input;    // [rows at a time][padded L]
   const S** rows;   // [rows at a time]
   S* weights;       // a panel of W_ih or W_hh that is packed in turn
 
   // Frozen weights and an input without gradient take nothing.
-  CUSTOMLSTM_INLINE void layout(Arena& arena, const Geometry& g, int64_t gate_rows, bool weights, int64_t input_rows) {
-    const int64_t most = !weights ? 0 : gate_rows > g.output_size ? gate_rows : g.output_size;
-    factors = arena.take<S>(ceil_div(most, kTileRows) * kTileRows * kWeightDepth);
+  CUSTOMLSTM_INLINE void layout_team(Arena& arena, const Geometry& g, int64_t gate_rows, bool weights) {
+    const int64_t tile = kTileRows * kWeightDepth;
+    factors = arena.take<S>(weights ? ceil_div(gate_rows, kTileRows) * tile : 0);
+    projection_factors = arena.take<S>(weights && g.projection ? ceil_div(g.output_size, kTileRows) * tile : 0);
+  }
+  CUSTOMLSTM_INLINE void layout_thread(Arena& arena, const Geometry& g, int64_t gate_rows, bool weights,
+                                       int64_t input_rows) {
     panel = arena.take<S>(weights ? kWeightDepth * panel_width<S>() : 0);
-    row = arena.take<S>(most);
+    row = arena.take<S>(weights ? gate_rows : 0);
     grad_input = arena.take<S>(input_rows * padded<S>(g.input_size));
     rows = arena.take<const S*>(input_rows);
   }
@@ -138,26 +143,33 @@ struct Gradients {
     return {list.begin[times.begin], list.begin[times.end]};
   }
 
-  // How W_ih and W_hh are read. Elements of more than one row of a matrix must be packed.
-  static CUSTOMLSTM_INLINE WeightAccess access(const BackwardParams& p) {
-    return kRows > 1 && p.plan.backward == WeightAccess::kTurned ? WeightAccess::kPackedInTurn : p.plan.backward;
+  // How W_ih and W_hh are read. Elements of more than one row of a matrix must be packed, at once if for many steps.
+  static CUSTOMLSTM_INLINE WeightAccess access(WeightAccess planned, int64_t steps) {
+    if (kRows == 1 || planned != WeightAccess::kTurned) return planned;
+    return steps == 1 ? WeightAccess::kPackedInTurn : WeightAccess::kPacked;
+  }
+  static CUSTOMLSTM_INLINE WeightAccess access_ih(const BackwardParams& p) {
+    return access(p.plan.backward_w_ih, p.g.steps);
+  }
+  static CUSTOMLSTM_INLINE WeightAccess access_hh(const BackwardParams& p) {
+    return access(p.plan.backward_w_hh, p.g.steps);
   }
   // out[i] (+)= rows[i] . matrix for `count` rows of gradients of gates and these panels of columns of W_ih or W_hh
   // [kGates * H, n]; `panel` is room for one of a matrix that is packed in turn.
-  static void multiply_weights(const BackwardParams& p, const S* const* rows, int64_t count, const void* weights,
-                               const S* packed, int64_t n, Range panels, S* panel, S* out, int64_t stride,
-                               bool accumulate) {
+  static void multiply_weights(const Geometry& g, WeightAccess access, const S* const* rows, int64_t count,
+                               const void* weights, const S* packed, int64_t n, Range panels, S* panel, S* out,
+                               int64_t stride, bool accumulate) {
     const T* matrix = static_cast<const T*>(weights);
-    const int64_t gate_rows = Cell::kGates * p.g.hidden_size, depth = Operand::elements(gate_rows);
+    const int64_t gate_rows = Cell::kGates * g.hidden_size, depth = Operand::elements(gate_rows);
     if constexpr (kRows == 1) {
-      if (access(p) == WeightAccess::kTurned) {
+      if (access == WeightAccess::kTurned) {
         const Range columns = {panels.begin * kWidth, min64(panels.end * kWidth, n)};
         multiply_few_rows(rows, count, matrix, gate_rows, n, columns, out, stride, accumulate);
         return;
       }
     }
     for (int64_t j = panels.begin; j < panels.end; ++j) {
-      const bool in_turn = access(p) == WeightAccess::kPackedInTurn;
+      const bool in_turn = access == WeightAccess::kPackedInTurn;
       if (in_turn) pack_columns<Operand>(matrix, gate_rows, n, j * kWidth, panel);
       const S* from = in_turn ? panel : packed + j * depth * kWidth;
       multiply_rows<Operand>(rows, count, from, min64(kWidth, n - j * kWidth), depth, out + j * kWidth, stride,
@@ -166,7 +178,7 @@ struct Gradients {
   }
   // Rows of the call whose input gradient is computed at a time.
   static CUSTOMLSTM_INLINE int64_t input_rows(const BackwardParams& p) {
-    return access(p) == WeightAccess::kPackedInTurn ? kBlockRows : kInputRows;
+    return access_ih(p) == WeightAccess::kPackedInTurn ? kBlockRows : kInputRows;
   }
 
   // dL/dx = sum over directions of dL/da . W_ih, for the rows of this block in directions first .. last - 1, whose
@@ -179,7 +191,7 @@ struct Gradients {
     // By whichever the busiest thread has less to do; where panels are packed in turn, rather by columns.
     const int64_t by_rows = ceil_div(blocks_of_rows, size) * panels;
     const int64_t by_columns = ceil_div(panels, size) * blocks_of_rows;
-    const bool in_turn = access(p) == WeightAccess::kPackedInTurn;
+    const bool in_turn = access_ih(p) == WeightAccess::kPackedInTurn;
     const bool share_rows = by_rows < by_columns || (by_rows == by_columns && !in_turn);
     const Range parts = share_rows ? share(blocks_of_rows, rank, size) : Range{0, blocks_of_rows};
     const Range mine = share_rows ? Range{0, panels} : share(panels, rank, size);
@@ -187,7 +199,7 @@ struct Gradients {
       const int64_t first = all.begin + part * at_once, count = min64(at_once, all.end - first);
       for (int64_t d = first_direction; d < last_direction; ++d) {
         for (int64_t i = 0; i < count; ++i) scratch.rows[i] = gate_row(first + i, d);
-        multiply_weights(p, scratch.rows, count, p.weights[d].w_ih, packed_w_ih[d], g.input_size, mine,
+        multiply_weights(g, access_ih(p), scratch.rows, count, p.weights[d].w_ih, packed_w_ih[d], g.input_size, mine,
                          scratch.weights, scratch.grad_input, input_stride(), d > first_direction);
       }
       store_input(first, count, mine, first_direction, last_direction);
@@ -254,33 +266,34 @@ struct Gradients {
   }
 
   // The factors of kTileRows gate rows side by side: read along a row they would lie a power of two apart, all in the
-  // same few sets of the cache. The bias gradient is their sum, taken on the way.
+  // same few sets of the cache. The bias gradient is their sum, taken on the way, in blocks like the products.
   void pack_factors(int64_t d, const Part& part, S* bias) const {
     for (int64_t k = 0; k < part.depth; k += kRows) {
       const S* from[kRows] = {};
       for (int64_t j = 0; j < kRows && k + j < part.depth; ++j) from[j] = gate_row(part.first + k + j, d);
-      pack_factor_row(from, k / kRows, part.begin, part.end);
+      pack_factor_row(from, k / kRows, part, scratch.factors);
       if (!bias) continue;
       for (int64_t j = 0; j < kRows && from[j]; ++j) {
-        if (k + j == 0) {
-          for (int64_t m = part.begin; m < part.end; ++m) scratch.row[m] = Operand::get(from[j], m);
-        } else {
+        const int64_t n = k + j;
+        if (n % kGradientSumBlock > 0) {
           for (int64_t m = part.begin; m < part.end; ++m) scratch.row[m] += Operand::get(from[j], m);
+        } else {
+          if (n > 0) add_sums(part, part.accumulate || n > kGradientSumBlock, bias);
+          for (int64_t m = part.begin; m < part.end; ++m) scratch.row[m] = Operand::get(from[j], m);
         }
       }
     }
-    if (!bias) return;
-    if (!part.accumulate) {
-      for (int64_t m = part.begin; m < part.end; ++m) bias[m] = scratch.row[m];
-    } else {
-      for (int64_t m = part.begin; m < part.end; ++m) bias[m] += scratch.row[m];
-    }
+    if (bias) add_sums(part, part.accumulate || part.depth > kGradientSumBlock, bias);
   }
 
-  CUSTOMLSTM_INLINE void pack_factor_row(const S* const (&from)[kRows], int64_t k, int64_t begin, int64_t end) const {
-    for (int64_t m = begin; m < end; m += kTileRows) {
-      S* to = scratch.factors + (m - begin) * kWeightDepth;
-      const int64_t count = min64(kTileRows, end - m);
+  CUSTOMLSTM_INLINE void add_sums(const Part& part, bool accumulate, S* bias) const {
+    for (int64_t m = part.begin; m < part.end; ++m) bias[m] = accumulate ? bias[m] + scratch.row[m] : scratch.row[m];
+  }
+
+  CUSTOMLSTM_INLINE void pack_factor_row(const S* const (&from)[kRows], int64_t k, const Part& part, S* factors) const {
+    for (int64_t m = part.begin; m < part.end; m += kTileRows) {
+      S* to = factors + m * kWeightDepth;
+      const int64_t count = min64(kTileRows, part.end - m);
       for (int64_t r = 0; r < count; ++r) to[k * count + r] = Operand::join(from, m + r);
     }
   }
@@ -293,7 +306,7 @@ struct Gradients {
         const int64_t at = blocks.at(p.g, d, list.time[n], list.column[n]);
         from[j] = blocks.grad_hidden_state + at * Operand::elements(p.g.output_size);
       }
-      pack_factor_row(from, k / kRows, part.begin, part.end);
+      pack_factor_row(from, k / kRows, part, scratch.projection_factors);
     }
   }
 
@@ -336,7 +349,7 @@ struct Gradients {
         pack_panel(d, source, columns, part, n, scratch.panel + (n - first) / kWidth * panel_size);
       }
       for (int64_t m = part.begin; m < part.end; m += kTileRows) {
-        const S* factors = scratch.factors + (m - part.begin) * kWeightDepth;
+        const S* factors = (source == Source::kHidden ? scratch.projection_factors : scratch.factors) + m * kWeightDepth;
         for (int64_t n = first; n < end; n += kWidth) {
           const S* panel = scratch.panel + (n - first) / kWidth * panel_size;
           outer_rows<Operand>(min64(kTileRows, part.end - m), factors, panel, depth, grad + m * columns + n, columns,

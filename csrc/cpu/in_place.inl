@@ -76,15 +76,52 @@ CUSTOMLSTM_NOINLINE void multiply_columns(const S* const* rows, int64_t depth, c
   } while (k < depth);
 }
 
+constexpr int64_t kOneRowColumns = 1024;   // columns of the result that one row of factors computes at a time
+
+// part += factors[0 .. N-1] . N rows of m over whole vectors of columns, with the sums in the same order as above.
+template <class S, int N, class T>
+CUSTOMLSTM_INLINE void add_rows(const S* factors, const T* m, int64_t stride, int64_t columns, S* part) {
+  constexpr int kLanes = Vec<S>::kLanes;
+  Vec<S> f[N];
+  for (int j = 0; j < N; ++j) f[j] = Vec<S>::broadcast(factors[j]);
+  for (int64_t at = 0; at < columns; at += kLanes) {
+    Vec<S> sum = Vec<S>::load(part + at);
+    for (int j = 0; j < N; ++j) sum = fma(f[j], load_as<S>(m + j * stride + at, kLanes), sum);
+    sum.store(part + at);
+  }
+}
+
+// out (+)= row . m over whole vectors of columns of a matrix [depth, ...] whose rows lie `stride` apart. Of a single row
+// of factors the sums may as well wait in the nearest cache: the matrix is read row by row as it lies in memory, a few
+// rows at a time, where tiles of columns would begin anew in the page of every row.
+template <class S, class T>
+CUSTOMLSTM_NOINLINE void multiply_one_row(const S* row, int64_t depth, const T* m, int64_t stride, int64_t columns,
+                                          S* out, bool accumulate) {
+  constexpr int kLanes = Vec<S>::kLanes, kRowsAtOnce = 8;
+  alignas(64) S part[kOneRowColumns];
+  int64_t k = 0;
+  do {
+    const bool begin = k == 0;
+    const int64_t end = min64(depth, k + kSumBlock);
+    for (int64_t at = 0; at < columns; at += kLanes) Vec<S>::broadcast(S(0)).store(part + at);
+    for (; k + kRowsAtOnce <= end; k += kRowsAtOnce) {
+      add_rows<S, kRowsAtOnce>(row + k, m + k * stride, stride, columns, part);
+    }
+    for (; k < end; ++k) add_rows<S, 1>(row + k, m + k * stride, stride, columns, part);
+    for (int64_t at = 0; at < columns; at += kLanes) {
+      Vec<S> sum = Vec<S>::load(part + at);
+      if (accumulate || !begin) sum = sum + Vec<S>::load(out + at);
+      sum.store(out + at);
+    }
+  } while (k < depth);
+}
+
 // out[i] (+)= rows[i] . m for i < count and columns begin .. end - 1 of m [depth, n]; up to a whole vector of `out` is
 // written beyond the end.
 template <class S, class T>
 CUSTOMLSTM_INLINE void multiply_few_rows(const S* const* rows, int64_t count, const T* m, int64_t depth, int64_t n,
                                          Range columns, S* out, int64_t out_stride, bool accumulate) {
   constexpr int kLanes = Vec<S>::kLanes;
-  // A row of a wide matrix begins in a page of its own, where the processor's prefetching starts anew: one row of
-  // factors leaves the registers to take more of it at a time.
-  constexpr int kWide = kTileRows * kPanelVectors / 2;
   for (int64_t i = 0; i < count; i += kTileRows) {
     const int64_t tile_rows = min64(kTileRows, count - i);
     S* to = out + i * out_stride;
@@ -98,8 +135,10 @@ CUSTOMLSTM_INLINE void multiply_few_rows(const S* const* rows, int64_t count, co
     }                                                                                                    \
     for (; at < columns.end; at += kLanes) CUSTOMLSTM_COLUMNS(R, 1, int(min64(kLanes, n - at)));         \
   }
-    for (; tile_rows == 1 && at + kWide * kLanes <= columns.end; at += kWide * kLanes) {
-      CUSTOMLSTM_COLUMNS(1, kWide, kLanes);
+    while (tile_rows == 1 && at + kLanes <= columns.end) {
+      const int64_t chunk = min64(kOneRowColumns, (columns.end - at) / kLanes * kLanes);
+      multiply_one_row(rows[i], depth, m + at, n, chunk, to + at, accumulate);
+      at += chunk;
     }
     CUSTOMLSTM_WITH_ROWS(tile_rows, CUSTOMLSTM_CALL)
 #undef CUSTOMLSTM_CALL

@@ -25,8 +25,8 @@ struct Plan {
   int32_t threads;
   int32_t groups;
   bool share_units;
-  WeightAccess w_ih, w_hh;   // of forward
-  WeightAccess backward;     // of both; kTurned: where they lie, which takes no turning there
+  WeightAccess w_ih, w_hh;                     // of forward
+  WeightAccess backward_w_ih, backward_w_hh;   // kTurned: where they lie, which takes no turning there
 };
 
 // The sizes of one layer and where its rows lie. A row is one sequence at one step; its number is

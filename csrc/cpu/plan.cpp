@@ -45,7 +45,7 @@ double step_cycles(const Geometry& g, const Plan& plan, int64_t rows, int64_t sh
   if (backward) {
     const int64_t panels = ceil_div(ceil_div(g.output_size, kPanelColumns), sharing);
     const int64_t depth = 4 * g.hidden_size;
-    const double packing = plan.backward == WeightAccess::kPackedInTurn ? kPackCycles * double(depth) : 0;
+    const double packing = plan.backward_w_hh == WeightAccess::kPackedInTurn ? kPackCycles * double(depth) : 0;
     return double(panels) * (pass_cycles(rows, depth, held) + packing);
   }
   const int64_t blocks = ceil_div(ceil_div(g.hidden_size, kBlockUnits), sharing);
@@ -55,6 +55,13 @@ double step_cycles(const Geometry& g, const Plan& plan, int64_t rows, int64_t sh
     packing += kPackCycles * double(g.input_size) / double(std::max<int64_t>(g.steps, 1));
   }
   return double(blocks) * (pass_cycles(rows, g.output_size, held) + input + packing);
+}
+
+// How backward reads a matrix for `rows` rows of gradients of gates. One sequence reads W_hh where it lies at every step:
+// packing it costs as much as several steps, and of a large matrix more than the scratch memory that calls keep.
+WeightAccess backward_access(bool one_tile, int64_t rows) {
+  if (one_tile) return WeightAccess::kTurned;
+  return rows <= kBlockRows ? WeightAccess::kPackedInTurn : WeightAccess::kPacked;
 }
 
 // Backward's products over all rows, which any number of threads share.
@@ -96,12 +103,10 @@ double planned_cycles(const Geometry& g, const Plan& plan, bool backward) {
 }
 
 Plan plan_threads(const Geometry& g, int available, bool backward) {
-  const bool one_block = g.steps == 1 && g.batch <= kBlockRows;
-  const WeightAccess for_backward = used_once(g)  ? WeightAccess::kTurned
-                                    : one_block ? WeightAccess::kPackedInTurn
-                                                : WeightAccess::kPacked;
   Plan best = {1, 1, false, plan_access(g, g.input_size, g.batch * g.steps),
-               plan_access(g, g.output_size, g.steps == 1 ? g.batch : kBlockRows + 1), for_backward};
+               plan_access(g, g.output_size, g.steps == 1 ? g.batch : kBlockRows + 1),
+               backward_access(used_once(g), g.batch * g.steps),
+               backward_access(g.batch == 1 || used_once(g), g.steps == 1 ? g.batch : kBlockRows + 1)};
   if (g.batch == 0 || g.steps == 0) return best;
   double least = planned_cycles(g, best, backward);
   const auto consider = [&](int threads, int64_t groups, bool share_units) {

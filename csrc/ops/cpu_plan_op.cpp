@@ -4,8 +4,8 @@
 //
 //   sizes    steps, batch, input_size, hidden_size, output_size, directions
 //   threads  how many there are
-//   results  threads, groups, share_units; access of w_ih and of w_hh in forward, and of both in backward, by their
-//            numbers in WeightAccess
+//   results  threads, groups, share_units; access of w_ih and of w_hh in forward, then in backward, by their numbers
+//            in WeightAccess
 //            the model's cycles
 //
 //   cpu_threads() -> int   how many a call made now would have
@@ -48,7 +48,8 @@ std::tuple<std::vector<int64_t>, double> cpu_plan(std::vector<int64_t> sizes, in
   g.directions = sizes[5];
   const Plan plan = plan_threads(g, static_cast<int>(threads), backward);
   return {{plan.threads, plan.groups, plan.share_units, static_cast<int64_t>(plan.w_ih),
-           static_cast<int64_t>(plan.w_hh), static_cast<int64_t>(plan.backward)},
+           static_cast<int64_t>(plan.w_hh), static_cast<int64_t>(plan.backward_w_ih),
+           static_cast<int64_t>(plan.backward_w_hh)},
           planned_cycles(g, plan, backward)};
 }
 

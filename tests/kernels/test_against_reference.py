@@ -78,6 +78,13 @@ def test_long_ragged_sequences(layout: str, projection: int, resets: str) -> Non
         check(Case(steps, batch, 3, 9, projection, bidirectional=True, layout=layout, resets=resets))
 
 
+@pytest.mark.parametrize(("hidden", "projection"), [(1030, 0), (1024, 0), (1100, 1027)])
+def test_one_wide_sequence(hidden: int, projection: int) -> None:
+    """Backward reads W_hh where it lies, at every step, 1024 columns of the result at a time."""
+    for bidirectional in (False, True):
+        check(Case(3, 1, 5, hidden, projection, bidirectional=bidirectional))
+
+
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
 @pytest.mark.parametrize("resets", ["none", "every"])
 @pytest.mark.parametrize("given", [False, True], ids=["zeros", "hx"])

@@ -90,37 +90,38 @@ def test_two_directions_are_work_for_two_threads() -> None:
     ("shape", "expected"),
     [
         # A single step: where the weights lie for a register tile of sequences, panel by panel for one block.
-        ((1, 1, 128, 128), (TURNED, TURNED, TURNED)),
-        ((1, 6, 128, 128), (TURNED, TURNED, TURNED)),
-        ((1, 6, 512, 512), (TURNED, TURNED, TURNED)),
-        ((1, 7, 128, 128), (IN_TURN, IN_TURN, IN_TURN)),
-        ((1, 96, 128, 128), (IN_TURN, IN_TURN, IN_TURN)),
-        ((1, 97, 128, 128), (PACKED, PACKED, PACKED)),
+        ((1, 1, 128, 128), (TURNED, TURNED, TURNED, TURNED)),
+        ((1, 6, 128, 128), (TURNED, TURNED, TURNED, TURNED)),
+        ((1, 6, 512, 512), (TURNED, TURNED, TURNED, TURNED)),
+        ((1, 7, 128, 128), (IN_TURN, IN_TURN, IN_TURN, IN_TURN)),
+        ((1, 96, 128, 128), (IN_TURN, IN_TURN, IN_TURN, IN_TURN)),
+        ((1, 97, 128, 128), (PACKED, PACKED, PACKED, PACKED)),
         # Rows of an odd length could end in the middle of an element of two 16-bit values.
-        ((1, 1, 127, 128), (IN_TURN, TURNED, TURNED)),
-        ((1, 1, 128, 127), (TURNED, IN_TURN, TURNED)),
-        ((1, 1, 513, 513), (IN_TURN, IN_TURN, TURNED)),
-        # One sequence with long rows, however many steps.
-        ((1, 1, 256, 512), (ALONG, ALONG, TURNED)),
-        ((1, 1, 254, 512), (TURNED, ALONG, TURNED)),
-        ((100, 1, 512, 254), (ALONG, PACKED, PACKED)),
-        ((100, 1, 512, 512), (ALONG, ALONG, PACKED)),
-        ((100, 2, 512, 512), (PACKED, PACKED, PACKED)),
+        ((1, 1, 127, 128), (IN_TURN, TURNED, TURNED, TURNED)),
+        ((1, 1, 128, 127), (TURNED, IN_TURN, TURNED, TURNED)),
+        ((1, 1, 513, 513), (IN_TURN, IN_TURN, TURNED, TURNED)),
+        # One sequence with long rows, however many steps. Backward sums along the other side of the matrix.
+        ((1, 1, 256, 512), (ALONG, ALONG, TURNED, TURNED)),
+        ((1, 1, 254, 512), (TURNED, ALONG, TURNED, TURNED)),
+        ((100, 1, 512, 254), (ALONG, PACKED, PACKED, TURNED)),
+        ((100, 1, 512, 512), (ALONG, ALONG, PACKED, TURNED)),
+        ((100, 2, 512, 512), (PACKED, PACKED, PACKED, PACKED)),
         # Of several steps W_ih may still be for one block of rows; W_hh is used again.
-        ((2, 1, 128, 128), (IN_TURN, PACKED, PACKED)),
-        ((12, 8, 64, 64), (IN_TURN, PACKED, PACKED)),
-        ((97, 1, 128, 128), (PACKED, PACKED, PACKED)),
+        ((2, 1, 128, 128), (IN_TURN, PACKED, IN_TURN, TURNED)),
+        ((12, 8, 64, 64), (IN_TURN, PACKED, IN_TURN, PACKED)),
+        ((97, 1, 128, 128), (PACKED, PACKED, PACKED, TURNED)),
         # With a projection the rows of W_hh are as long as that.
-        ((100, 1, 512, 512, 128), (ALONG, PACKED, PACKED)),
-        ((100, 1, 128, 512, 256), (PACKED, ALONG, PACKED)),
-        ((1, 1, 64, 512, 127), (TURNED, IN_TURN, TURNED)),
+        ((100, 1, 512, 512, 128), (ALONG, PACKED, PACKED, TURNED)),
+        ((100, 1, 128, 512, 256), (PACKED, ALONG, PACKED, TURNED)),
+        ((1, 1, 64, 512, 127), (TURNED, IN_TURN, TURNED, TURNED)),
     ],
     ids=str,
 )
-def test_how_weights_are_read(shape: tuple[int, ...], expected: tuple[str, str, str]) -> None:
+def test_how_weights_are_read(shape: tuple[int, ...], expected: tuple[str, str, str, str]) -> None:
     for directions in (1, 2):
         found = plan(**named(*shape), directions=directions, threads=2)
-        assert (found.weight_ih, found.weight_hh, found.backward) == expected
+        access = (found.weight_ih, found.weight_hh, found.backward_ih, found.backward_hh)
+        assert access == expected
 
 
 # --- rules ---
@@ -151,7 +152,7 @@ def broken_rules(found: ThreadPlan, threads: int, call: dict[str, Any]) -> Itera
         "what one thread does is not dealt out": found.threads > 1 or found.groups == 1,
         "nothing to do is for one thread": found.threads == 1 or call["batch"] * call["steps"] > 0,
         "a time": 0 <= found.cycles < math.inf,
-        "a way to read backward's weights": found.backward in (PACKED, TURNED, IN_TURN),
+        "no way along rows in backward": ALONG not in (found.backward_ih, found.backward_hh),
     }
     return (rule for rule, holds in rules.items() if not holds)
 
@@ -167,7 +168,7 @@ def check(call: dict[str, Any], counts: list[int] | range) -> None:
             worse = f"{call}: {threads} threads make {before} slower: {found}"
             assert found.cycles <= before.cycles, worse
             # Or the order of sums would depend on the number of threads.
-            read = [(p.weight_ih, p.weight_hh, p.backward) for p in (before, found)]
+            read = [(p.weight_ih, p.weight_hh, p.backward_ih, p.backward_hh) for p in (before, found)]
             assert read[0] == read[1], f"{call} on {threads} threads: {read[1]}, on fewer {read[0]}"
         before = found
 
@@ -245,7 +246,7 @@ def test_time_grows_with_steps() -> None:
     ],
 )
 def test_text(parts: tuple[int, int, bool], text: str) -> None:
-    assert str(ThreadPlan(*parts, PACKED, PACKED, PACKED, 1.0)) == text
+    assert str(ThreadPlan(*parts, PACKED, PACKED, PACKED, PACKED, 1.0)) == text
 
 
 def test_the_threads_of_torch_are_the_default(threads: int) -> None:
