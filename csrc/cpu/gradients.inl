@@ -88,6 +88,9 @@ CUSTOMLSTM_NOINLINE void outer_tile(const S* factors, const S* panel, int64_t de
   constexpr int64_t kWidth = panel_width<S>(), kLanes = Vec<S>::kLanes;
   const S* columns[R];
   for (int r = 0; r < R; ++r) columns[r] = factors + r;
+  // Rows of a large gradient lie pages apart, and each tile is in other ones than that before it.
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) __builtin_prefetch(to + r * stride + v * kLanes, 1);
   // More than one block of the sum passes through memory, which must not be the gradient that is added last.
   alignas(64) S out[R * kWidth];
   Tile<S, R, V, Operand>::template multiply<kGradientSumBlock>(columns, R, panel, depth, {nullptr, 0, nullptr, 0}, out,
@@ -294,7 +297,11 @@ struct Gradients {
     for (int64_t m = part.begin; m < part.end; m += kTileRows) {
       S* to = factors + m * kWeightDepth;
       const int64_t count = min64(kTileRows, part.end - m);
-      for (int64_t r = 0; r < count; ++r) to[k * count + r] = Operand::join(from, m + r);
+      if (kRows == 1 && count == kTileRows) {
+        __builtin_memcpy(to + k * kTileRows, from[0] + m, kTileRows * sizeof(S));
+      } else {
+        for (int64_t r = 0; r < count; ++r) to[k * count + r] = Operand::join(from, m + r);
+      }
     }
   }
 
