@@ -15,8 +15,8 @@ class Stream:
     """Runs an LSTM over pieces of a sequence, and keeps the state and the packed weights from piece to piece.
 
     In float32 and float64 the outputs are the bits of ``lstm`` on the whole sequence, in whatever pieces it
-    comes; bfloat16 and float16 round the cell state at the end of a piece. Nothing is differentiated and
-    dropout is not applied. Not for several threads at once.
+    comes; bfloat16 and float16 round the cell state at the end of a piece. Nothing is
+    differentiated; with dropout, ``lstm`` must be in eval mode. Not for several threads at once.
 
     Making a stream is what asks for the packed copy: of every weight once more, in float32 for the 16-bit
     types (``nbytes``). It is made at the first piece, and again at the next piece after a weight was changed

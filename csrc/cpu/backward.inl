@@ -7,7 +7,7 @@ struct BackwardWorkspace {
   S *w_ih[2], *w_hh[2], *w_hr[2];   // packed by columns
   S *dh, *dc, *dprojecting;         // [D, B, padded P or H] gradients of the state after the step at hand
   S *c_0;                           // [D, B, padded H] initial cell state, widened
-  const S** rows;                   // [D, B] row pointers for the products
+  const S** rows;                   // [B] rows for the products, of this thread
   RowList list;                     // all valid rows, in order of time
   StepBlocks<S> blocks;
   GradientScratch<S> scratch;       // of this thread
@@ -148,7 +148,8 @@ struct Backward {
     for (int thread = 0; thread < p.plan.threads; ++thread) {
       const S** pointers = arena.take<const S*>(g.batch);
       scratch.layout_thread(arena, g, gate_rows(g), weights, p.grad_input ? Gradients<T, Cell>::input_rows(p) : 0);
-      const bool in_turn = access_ih(p) == WeightAccess::kPackedInTurn || access_hh(p) == WeightAccess::kPackedInTurn;
+      const bool in_turn = access_hh(p) == WeightAccess::kPackedInTurn ||
+                           (p.grad_input && access_ih(p) == WeightAccess::kPackedInTurn);
       scratch.weights = arena.take<S>(in_turn ? gate_depth(g) * kWidth : 0);
       if (thread == rank) {
         w.rows = pointers;
@@ -258,6 +259,8 @@ struct Backward {
     const Range outputs = share(output_panels(g), job.rank, job.size);
     const Range times = w.blocks.times(g, job.direction);
     const int64_t end = min64(times.end, job.steps);
+    const T* matrix = static_cast<const T*>(p.weights[job.direction].w_hh);
+    const typename Gradients<T, Cell>::Matrix w_hh = {access_hh(p), matrix, w.w_hh[job.direction], g.output_size};
     int64_t active = 0;
     for (int64_t i = times.begin; i < end; ++i) {
       const int64_t t = job.direction == 0 ? end - 1 - (i - times.begin) : i;
@@ -270,9 +273,8 @@ struct Backward {
       run_cells(p, w, job, t, active, units);
       job.barrier();
       for (int64_t k = 0; k < active; ++k) w.rows[k] = Cells::gate_row(p, w, job, t, job.columns[k]);
-      Gradients<T, Cell>::multiply_weights(g, access_hh(p), w.rows, active, p.weights[job.direction].w_hh,
-                                           w.w_hh[job.direction], g.output_size, outputs, w.scratch.weights,
-                                           w.row(w.dh, w.h_stride, g, job, 0), w.h_stride, false);
+      Gradients<T, Cell>::multiply(g, w_hh, outputs, w.rows, active, w.scratch.weights,
+                                   w.row(w.dh, w.h_stride, g, job, 0), w.h_stride, false);
       if (g.resets) cut_state(p, w, job, t, active, units, outputs);
     }
   }

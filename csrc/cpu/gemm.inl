@@ -39,6 +39,10 @@ struct Tile {
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < V; ++v) acc[r][v] = Vec<S>::broadcast(S(0));
   }
+  CUSTOMLSTM_INLINE void load(const S* p, int64_t row_stride) {
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v) acc[r][v] = Vec<S>::load(p + r * row_stride + v * Vec<S>::kLanes);
+  }
   CUSTOMLSTM_INLINE void store(S* p, int64_t row_stride) const {
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < V; ++v) acc[r][v].store(p + r * row_stride + v * Vec<S>::kLanes);

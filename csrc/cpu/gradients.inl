@@ -57,17 +57,19 @@ constexpr int64_t kInputRows = 48;      // rows of the call a block of the input
 
 template <class S>
 struct GradientScratch {
-  // The team's, each thread its own tiles of them: [tiles of gate rows, or of W_hr's][kWeightDepth][kTileRows].
+  // The team's, each thread its own tiles of them: [tiles of gate rows, or of W_hr's][depth][kTileRows].
   S *factors, *projection_factors;
+  int64_t depth;    // kWeightDepth, or all rows of the call
   S* panel;         // [kWeightDepth][panel]
-  S* row;           // sum of a block of rows of gradients of gates
+  S *row, *sum;     // of rows of gradients of gates: of a block of them, and of the blocks
   S* grad_input;    // [rows at a time][padded L]
   const S** rows;   // [rows at a time]
   S* weights;       // a panel of W_ih or W_hh that is packed in turn
 
   // Frozen weights and an input without gradient take nothing.
   CUSTOMLSTM_INLINE void layout_team(Arena& arena, const Geometry& g, int64_t gate_rows, bool weights) {
-    const int64_t tile = kTileRows * kWeightDepth;
+    depth = min64(kWeightDepth, g.valid_rows);
+    const int64_t tile = kTileRows * depth;
     factors = arena.take<S>(weights ? ceil_div(gate_rows, kTileRows) * tile : 0);
     projection_factors = arena.take<S>(weights && g.projection ? ceil_div(g.output_size, kTileRows) * tile : 0);
   }
@@ -75,6 +77,7 @@ struct GradientScratch {
                                        int64_t input_rows) {
     panel = arena.take<S>(weights ? kWeightDepth * panel_width<S>() : 0);
     row = arena.take<S>(weights ? gate_rows : 0);
+    sum = arena.take<S>(weights ? gate_rows : 0);
     grad_input = arena.take<S>(input_rows * padded<S>(g.input_size));
     rows = arena.take<const S*>(input_rows);
   }
@@ -88,18 +91,25 @@ CUSTOMLSTM_NOINLINE void outer_tile(const S* factors, const S* panel, int64_t de
   constexpr int64_t kWidth = panel_width<S>(), kLanes = Vec<S>::kLanes;
   const S* columns[R];
   for (int r = 0; r < R; ++r) columns[r] = factors + r;
-  // Rows of a large gradient lie pages apart, and each tile is in other ones than that before it.
+  // Rows of a large gradient lie pages apart, and each tile is in other ones than the one before.
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < V; ++v) __builtin_prefetch(to + r * stride + v * kLanes, 1);
-  // More than one block of the sum passes through memory, which must not be the gradient that is added last.
-  alignas(64) S out[R * kWidth];
-  Tile<S, R, V, Operand>::template multiply<kGradientSumBlock>(columns, R, panel, depth, {nullptr, 0, nullptr, 0}, out,
-                                                               kWidth);
+  using Sums = Tile<S, R, V, Operand>;
+  Sums sums;
+  if (depth <= kGradientSumBlock) {
+    sums.zero();
+    for (int64_t k = 0; k < depth; ++k) sums.multiply_one(columns, k * R, panel + k * kWidth);
+  } else {
+    // More than one block of the sum passes through memory, which must not be the gradient that is added last.
+    alignas(64) S out[R * kWidth];
+    Sums::template multiply<kGradientSumBlock>(columns, R, panel, depth, {nullptr, 0, nullptr, 0}, out, kWidth);
+    sums.load(out, kWidth);
+  }
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < V && v * kLanes < count; ++v) {
       S* at = to + r * stride + v * kLanes;
       const int lanes = int(min64(kLanes, count - v * kLanes));
-      Vec<S> sum = Vec<S>::load(out + r * kWidth + v * kLanes);
+      Vec<S> sum = sums.acc[r][v];
       if (accumulate) sum = sum + load_as<S>(at, lanes);
       store_as(sum, at, lanes);
     }
@@ -146,9 +156,11 @@ struct Gradients {
     return {list.begin[times.begin], list.begin[times.end]};
   }
 
-  // How W_ih and W_hh are read. Elements of more than one row of a matrix must be packed, at once if for many steps.
+  // How W_ih and W_hh are read. Elements of more than one row of a matrix must be packed; and without AVX2 to read
+  // where it lies is slower than panels at every step, of 16-bit types, which it converts one by one, many times.
   static CUSTOMLSTM_INLINE WeightAccess access(WeightAccess planned, int64_t steps) {
-    if (kRows == 1 || planned != WeightAccess::kTurned) return planned;
+    if (planned != WeightAccess::kTurned) return planned;
+    if (kRows == 1 && (steps == 1 || CUSTOMLSTM_VECTOR_BYTES >= 32)) return planned;
     return steps == 1 ? WeightAccess::kPackedInTurn : WeightAccess::kPacked;
   }
   static CUSTOMLSTM_INLINE WeightAccess access_ih(const BackwardParams& p) {
@@ -157,25 +169,31 @@ struct Gradients {
   static CUSTOMLSTM_INLINE WeightAccess access_hh(const BackwardParams& p) {
     return access(p.plan.backward_w_hh, p.g.steps);
   }
-  // out[i] (+)= rows[i] . matrix for `count` rows of gradients of gates and these panels of columns of W_ih or W_hh
-  // [kGates * H, n]; `panel` is room for one of a matrix that is packed in turn.
-  static void multiply_weights(const Geometry& g, WeightAccess access, const S* const* rows, int64_t count,
-                               const void* weights, const S* packed, int64_t n, Range panels, S* panel, S* out,
-                               int64_t stride, bool accumulate) {
-    const T* matrix = static_cast<const T*>(weights);
-    const int64_t gate_rows = Cell::kGates * g.hidden_size, depth = Operand::elements(gate_rows);
+
+  // W_ih or W_hh, [kGates * H, columns].
+  struct Matrix {
+    WeightAccess access;
+    const T* rows;
+    const S* packed;   // or null
+    int64_t columns;
+  };
+  // out[i] (+)= rows[i] . matrix for `count` rows of gradients of gates and these panels of columns; `room` is for a
+  // panel that is packed in turn.
+  static void multiply(const Geometry& g, const Matrix& matrix, Range panels, const S* const* rows, int64_t count,
+                       S* room, S* out, int64_t stride, bool accumulate) {
+    const int64_t gate_rows = Cell::kGates * g.hidden_size, depth = Operand::elements(gate_rows), n = matrix.columns;
     if constexpr (kRows == 1) {
-      if (access == WeightAccess::kTurned) {
+      if (matrix.access == WeightAccess::kTurned) {
         const Range columns = {panels.begin * kWidth, min64(panels.end * kWidth, n)};
-        multiply_few_rows(rows, count, matrix, gate_rows, n, columns, out, stride, accumulate);
+        multiply_few_rows(rows, count, matrix.rows, gate_rows, n, columns, out, stride, accumulate);
         return;
       }
     }
     for (int64_t j = panels.begin; j < panels.end; ++j) {
-      const bool in_turn = access == WeightAccess::kPackedInTurn;
-      if (in_turn) pack_columns<Operand>(matrix, gate_rows, n, j * kWidth, panel);
-      const S* from = in_turn ? panel : packed + j * depth * kWidth;
-      multiply_rows<Operand>(rows, count, from, min64(kWidth, n - j * kWidth), depth, out + j * kWidth, stride,
+      const bool in_turn = matrix.access == WeightAccess::kPackedInTurn;
+      if (in_turn) pack_columns<Operand>(matrix.rows, gate_rows, n, j * kWidth, room);
+      const S* panel = in_turn ? room : matrix.packed + j * depth * kWidth;
+      multiply_rows<Operand>(rows, count, panel, min64(kWidth, n - j * kWidth), depth, out + j * kWidth, stride,
                              accumulate);
     }
   }
@@ -202,8 +220,9 @@ struct Gradients {
       const int64_t first = all.begin + part * at_once, count = min64(at_once, all.end - first);
       for (int64_t d = first_direction; d < last_direction; ++d) {
         for (int64_t i = 0; i < count; ++i) scratch.rows[i] = gate_row(first + i, d);
-        multiply_weights(g, access_ih(p), scratch.rows, count, p.weights[d].w_ih, packed_w_ih[d], g.input_size, mine,
-                         scratch.weights, scratch.grad_input, input_stride(), d > first_direction);
+        const Matrix w_ih = {access_ih(p), static_cast<const T*>(p.weights[d].w_ih), packed_w_ih[d], g.input_size};
+        multiply(g, w_ih, mine, scratch.rows, count, scratch.weights, scratch.grad_input, input_stride(),
+                 d > first_direction);
       }
       store_input(first, count, mine, first_direction, last_direction);
     }
@@ -275,27 +294,29 @@ struct Gradients {
       const S* from[kRows] = {};
       for (int64_t j = 0; j < kRows && k + j < part.depth; ++j) from[j] = gate_row(part.first + k + j, d);
       pack_factor_row(from, k / kRows, part, scratch.factors);
-      if (!bias) continue;
-      for (int64_t j = 0; j < kRows && from[j]; ++j) {
-        const int64_t n = k + j;
-        if (n % kGradientSumBlock > 0) {
-          for (int64_t m = part.begin; m < part.end; ++m) scratch.row[m] += Operand::get(from[j], m);
-        } else {
-          if (n > 0) add_sums(part, part.accumulate || n > kGradientSumBlock, bias);
-          for (int64_t m = part.begin; m < part.end; ++m) scratch.row[m] = Operand::get(from[j], m);
-        }
-      }
+      for (int64_t j = 0; bias && j < kRows && from[j]; ++j) add_to_bias(from[j], k + j, part);
     }
-    if (bias) add_sums(part, part.accumulate || part.depth > kGradientSumBlock, bias);
+    if (!bias) return;
+    end_block(part, part.depth <= kGradientSumBlock);
+    for (int64_t m = part.begin; m < part.end; ++m) bias[m] = (part.accumulate ? bias[m] : S(0)) + scratch.sum[m];
   }
 
-  CUSTOMLSTM_INLINE void add_sums(const Part& part, bool accumulate, S* bias) const {
-    for (int64_t m = part.begin; m < part.end; ++m) bias[m] = accumulate ? bias[m] + scratch.row[m] : scratch.row[m];
+  // Row k of a part, summed in blocks.
+  CUSTOMLSTM_INLINE void add_to_bias(const S* from, int64_t k, const Part& part) const {
+    if (k % kGradientSumBlock > 0) {
+      for (int64_t m = part.begin; m < part.end; ++m) scratch.row[m] += Operand::get(from, m);
+    } else {
+      if (k > 0) end_block(part, k == kGradientSumBlock);
+      for (int64_t m = part.begin; m < part.end; ++m) scratch.row[m] = Operand::get(from, m);
+    }
+  }
+  CUSTOMLSTM_INLINE void end_block(const Part& part, bool first) const {
+    for (int64_t m = part.begin; m < part.end; ++m) scratch.sum[m] = (first ? S(0) : scratch.sum[m]) + scratch.row[m];
   }
 
   CUSTOMLSTM_INLINE void pack_factor_row(const S* const (&from)[kRows], int64_t k, const Part& part, S* factors) const {
     for (int64_t m = part.begin; m < part.end; m += kTileRows) {
-      S* to = factors + m * kWeightDepth;
+      S* to = factors + m * scratch.depth;
       const int64_t count = min64(kTileRows, part.end - m);
       if (kRows == 1 && count == kTileRows) {
         __builtin_memcpy(to + k * kTileRows, from[0] + m, kTileRows * sizeof(S));
@@ -356,7 +377,8 @@ struct Gradients {
         pack_panel(d, source, columns, part, n, scratch.panel + (n - first) / kWidth * panel_size);
       }
       for (int64_t m = part.begin; m < part.end; m += kTileRows) {
-        const S* factors = (source == Source::kHidden ? scratch.projection_factors : scratch.factors) + m * kWeightDepth;
+        const S* factors = source == Source::kHidden ? scratch.projection_factors : scratch.factors;
+        factors += m * scratch.depth;
         for (int64_t n = first; n < end; n += kWidth) {
           const S* panel = scratch.panel + (n - first) / kWidth * panel_size;
           outer_rows<Operand>(min64(kTileRows, part.end - m), factors, panel, depth, grad + m * columns + n, columns,

@@ -1,5 +1,6 @@
-// Products with a matrix that is read where it lies, for weights that are used once: the same sums in the same order as
-// over packed panels, without the time and memory of packing. dot.inl has the ones in another order.
+// Products with a matrix that is read where it lies, for weights that are used once, or by one sequence: the same sums
+// in the same order as over packed panels, without the time and memory of packing. dot.inl has the ones in another
+// order.
 
 // out[r] = init + rows[r] . W^T, or out[r] += rows[r] . W^T, for units `unit ..` of a gate matrix [4H, depth] that is
 // read where it lies, a vector of each gate: the same sums in the same order as over a packed panel. Turning a square
@@ -78,22 +79,27 @@ CUSTOMLSTM_NOINLINE void multiply_columns(const S* const* rows, int64_t depth, c
 
 constexpr int64_t kOneRowColumns = 1024;   // columns of the result that one row of factors computes at a time
 
-// part += factors[0 .. N-1] . N rows of m over whole vectors of columns, with the sums in the same order as above.
+// part += factors[0 .. N-1] . N rows of m, with the sums in the same order as above.
 template <class S, int N, class T>
 CUSTOMLSTM_INLINE void add_rows(const S* factors, const T* m, int64_t stride, int64_t columns, S* part) {
   constexpr int kLanes = Vec<S>::kLanes;
   Vec<S> f[N];
   for (int j = 0; j < N; ++j) f[j] = Vec<S>::broadcast(factors[j]);
-  for (int64_t at = 0; at < columns; at += kLanes) {
+  int64_t at = 0;
+  for (; at + kLanes <= columns; at += kLanes) {
     Vec<S> sum = Vec<S>::load(part + at);
     for (int j = 0; j < N; ++j) sum = fma(f[j], load_as<S>(m + j * stride + at, kLanes), sum);
     sum.store(part + at);
   }
+  if (at == columns) return;
+  Vec<S> sum = Vec<S>::load(part + at);
+  for (int j = 0; j < N; ++j) sum = fma(f[j], load_as<S>(m + j * stride + at, int(columns - at)), sum);
+  sum.store(part + at);
 }
 
-// out (+)= row . m over whole vectors of columns of a matrix [depth, ...] whose rows lie `stride` apart. Of a single row
-// of factors the sums may as well wait in the nearest cache: the matrix is read row by row as it lies in memory, a few
-// rows at a time, where tiles of columns would begin anew in the page of every row.
+// out (+)= row . m over `columns` of a matrix [depth, ...] whose rows lie `stride` apart. Of a single row of factors
+// the sums may as well wait in the nearest cache: the matrix is read row by row as it lies in memory, a few rows at a
+// time, where tiles of columns would begin anew in the page of every row.
 template <class S, class T>
 CUSTOMLSTM_NOINLINE void multiply_one_row(const S* row, int64_t depth, const T* m, int64_t stride, int64_t columns,
                                           S* out, bool accumulate) {
@@ -135,10 +141,8 @@ CUSTOMLSTM_INLINE void multiply_few_rows(const S* const* rows, int64_t count, co
     }                                                                                                    \
     for (; at < columns.end; at += kLanes) CUSTOMLSTM_COLUMNS(R, 1, int(min64(kLanes, n - at)));         \
   }
-    while (tile_rows == 1 && at + kLanes <= columns.end) {
-      const int64_t chunk = min64(kOneRowColumns, (columns.end - at) / kLanes * kLanes);
-      multiply_one_row(rows[i], depth, m + at, n, chunk, to + at, accumulate);
-      at += chunk;
+    for (; tile_rows == 1 && at < columns.end; at += kOneRowColumns) {
+      multiply_one_row(rows[i], depth, m + at, n, min64(kOneRowColumns, columns.end - at), to + at, accumulate);
     }
     CUSTOMLSTM_WITH_ROWS(tile_rows, CUSTOMLSTM_CALL)
 #undef CUSTOMLSTM_CALL

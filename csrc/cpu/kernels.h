@@ -11,7 +11,7 @@
 
 namespace customlstm {
 
-// How forward reads a gate matrix: packed into panels, all of them first or each just before it is used, or where it
+// How a gate matrix is read: packed into panels, all of them first or each just before it is used, or where it
 // lies. There squares of it are turned in registers, with the very sums of the packed panel; or products are summed
 // along its rows, in another order.
 enum class WeightAccess : int32_t { kPacked, kTurned, kAlongRows, kPackedInTurn };

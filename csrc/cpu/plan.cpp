@@ -57,10 +57,11 @@ double step_cycles(const Geometry& g, const Plan& plan, int64_t rows, int64_t sh
   return double(blocks) * (pass_cycles(rows, g.output_size, held) + input + packing);
 }
 
-// How backward reads a matrix for `rows` rows of gradients of gates. One sequence reads W_hh where it lies at every step:
-// packing it costs as much as several steps, and of a large matrix more than the scratch memory that calls keep.
-WeightAccess backward_access(bool one_tile, int64_t rows) {
-  if (one_tile) return WeightAccess::kTurned;
+// How backward reads a matrix for `rows` rows of gradients of gates. One sequence reads W_hh where it lies at every
+// step, which takes no longer than panels and none of their memory; a large matrix, packed, is more than the scratch
+// memory that stays from call to call. (Kernels that multiply pairs of rows pack it all the same.)
+WeightAccess backward_access(bool where_it_lies, int64_t rows) {
+  if (where_it_lies) return WeightAccess::kTurned;
   return rows <= kBlockRows ? WeightAccess::kPackedInTurn : WeightAccess::kPacked;
 }
 

@@ -120,6 +120,16 @@ CUSTOMLSTM_INLINE Vec<S> load_first(const S* p, int n) {
   for (int k = 0; k < Vec<S>::kLanes; ++k) lanes[k] = k < n ? p[k] : S(0);
   return Vec<S>::load(lanes);
 }
+#if CUSTOMLSTM_VECTOR_BYTES == 32
+CUSTOMLSTM_INLINE Vec<float> load_first(const float* p, int n) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return {(Vec<float>::Native)_mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane))};
+}
+CUSTOMLSTM_INLINE Vec<double> load_first(const double* p, int n) {
+  const __m256i lane = _mm256_setr_epi64x(0, 1, 2, 3);
+  return {(Vec<double>::Native)_mm256_maskload_pd(p, _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), lane))};
+}
+#endif
 #if CUSTOMLSTM_VECTOR_BYTES == 64
 CUSTOMLSTM_INLINE void store_part(const Vec<float>& x, float* p, int n) {
   _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)x.v);

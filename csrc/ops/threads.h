@@ -6,7 +6,7 @@
 namespace customlstm {
 
 // torch's number, but not more than the CPUs that the calling thread may run on: threads that meet at every step of a
-// sequence must all run at once. A quota of CPU time, as containers have, is not seen: there torch.set_num_threads helps.
+// sequence must all run at once. A container's quota of CPU time is not seen; torch.set_num_threads helps there.
 // CUSTOMLSTM_OVERSUBSCRIBE=1 lifts the limit, for tests on small machines.
 int available_threads();
 

@@ -2,6 +2,8 @@
 
 import math
 import pickle
+from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -253,3 +255,14 @@ def test_values_of_an_activation(name, given):
     assert function.encode() == [KINDS[name].id, *filled(given), 0]
     with pytest.raises(AttributeError):
         function.name = "relu"
+
+
+def test_the_document_lists_them_with_their_coefficients() -> None:
+    """docs/cells.md: | `name` | formula | coefficients |"""
+    lines = (Path(__file__).resolve().parents[2] / "docs" / "cells.md").read_text().splitlines()
+    rows = [[part.strip() for part in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+    listed = {
+        name.strip("`"): tuple(float(Fraction(number)) for number in defaults.split(", ") if number)
+        for name, _, defaults in rows
+    }
+    assert listed == {name: pytest.approx(kind.defaults) for name, kind in KINDS.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from support_compare import assert_same_bits
-from support_ops import Case, LayerCall, make_call, ops, run_cell, run_layer
+from support_ops import SAVE_FOR_BACKWARD, Case, LayerCall, make_call, ops, run_cell, run_layer
 
 from customlstm import thread_plan
 
@@ -31,6 +31,9 @@ CASES = [
     Case(9, 97, 17, 33, bidirectional=True, layout="packed", cell="piecewise linear"),
     Case(3, 160, 64, 100, layout="lengths", cell="softplus cell"),
     Case(60, 12, 20, 64, bias=False, given=False),
+    # One sequence, for which backward reads W_hh where it lies.
+    Case(9, 1, 70, 193, 97, bidirectional=True, resets="some"),
+    Case(5, 1, 30, 300, cell="piecewise linear"),
     # A single step, whose weights are used where they lie, or packed in turn.
     Case(1, 1, 130, 514),
     Case(1, 6, 65, 257, bidirectional=True),
@@ -148,6 +151,34 @@ def test_a_sequence_does_not_see_its_batch(batch: int) -> None:
             resets=call.resets[:, one],
         )
         assert_same_bits(results_of(alone), {name: x[:, one] for name, x in whole.items()}, f"sequence {b}")
+
+
+def state_gradients(call: LayerCall) -> dict[str, torch.Tensor]:
+    """Of the sum of all results that a user sees, for what each sequence has of its own."""
+    leaves = {name: getattr(call, name).detach().requires_grad_() for name in ("input", "h_0", "c_0")}
+    results = ops.lstm_layer(*call.replace(**leaves).arguments(), SAVE_FOR_BACKWARD)[:3]
+    ones = [torch.ones_like(y) for y in results]
+    return dict(zip(leaves, torch.autograd.grad(results, list(leaves.values()), ones), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("hidden", "projection"), [(17, 0), (63, 0), (64, 0), (257, 0), (130, 71)])
+def test_backward_of_a_sequence_does_not_see_its_batch(
+    hidden: int, projection: int, dtype: torch.dtype
+) -> None:
+    """Alone, where W_hh is read as it lies, or among others, where it is packed."""
+    call = make_call(Case(5, 7, 9, hidden, projection, bidirectional=True, resets="some", dtype=dtype))
+    whole = state_gradients(call)
+    for b in (0, 6):
+        one = slice(b, b + 1)
+        alone = call.replace(
+            input=call.input[:, one],
+            h_0=call.h_0[:, one],
+            c_0=call.c_0[:, one],
+            resets=call.resets[:, one],
+        )
+        expected = {name: x[:, one] for name, x in whole.items()}
+        assert_same_bits(state_gradients(alone), expected, f"sequence {b}")
 
 
 def test_what_is_kept_changes_no_bit() -> None:
