@@ -24,10 +24,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
-@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """The test runs once on one thread and once on two."""
+@pytest.fixture
+def any_threads() -> Iterator[None]:
+    """Puts the number of threads back."""
     before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
+    yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+def threads(request: pytest.FixtureRequest, any_threads: None) -> int:
+    """The test runs once on one thread and once on two."""
+    torch.set_num_threads(request.param)
+    return request.param

@@ -79,18 +79,14 @@ def test_long_ragged_sequences(layout: str, projection: int, resets: str) -> Non
 
 
 @pytest.mark.parametrize(("hidden", "projection"), [(1030, 0), (1024, 0), (1100, 1027)])
-def test_one_wide_sequence(hidden: int, projection: int) -> None:
+def test_one_wide_sequence(hidden: int, projection: int, any_threads: None) -> None:
     """Backward reads W_hh where it lies, at every step, 1024 columns of the result at a time.
 
     On one thread: several would have fewer each.
     """
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        for bidirectional in (False, True):
-            check(Case(3, 1, 5, hidden, projection, bidirectional=bidirectional))
-    finally:
-        torch.set_num_threads(before)
+    for bidirectional in (False, True):
+        check(Case(3, 1, 5, hidden, projection, bidirectional=bidirectional))
 
 
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,14 +41,6 @@ CASES = [
     # Threads that share the units, with more sequences than are projected at a time.
     Case(3, 97, 17, 241, layout="lengths"),
 ]
-
-
-@pytest.fixture
-def any_threads() -> Iterator[None]:
-    """Puts the number of threads back."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -152,7 +152,8 @@ def broken_rules(found: ThreadPlan, threads: int, call: dict[str, Any]) -> Itera
         "what one thread does is not dealt out": found.threads > 1 or found.groups == 1,
         "nothing to do is for one thread": found.threads == 1 or call["batch"] * call["steps"] > 0,
         "a time": 0 <= found.cycles < math.inf,
-        "no way along rows in backward": ALONG not in (found.backward_ih, found.backward_hh),
+        "a way to read W_ih in backward": found.backward_ih in (PACKED, TURNED, IN_TURN),
+        "a way to read W_hh in backward": found.backward_hh in (PACKED, TURNED, IN_TURN),
     }
     return (rule for rule, holds in rules.items() if not holds)
 
