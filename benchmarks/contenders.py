@@ -25,13 +25,24 @@ Contenders = Mapping[str, Callable[[], Run]]  # name: builds it
 
 OURS, THEIRS, LOOP, REFERENCE = "customlstm", "nn.LSTM", "TorchScript loop", "reference"
 CELLS = ("hard", "piecewise")
+# Of the cell, then of the module; the clips hold for a few of the values.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "peephole": {"peephole": True},
+    "coupled gates": {"coupled_gates": True},
+    "gate clip": {"gate_clip": 2.0},
+    "cell clip": {"cell_clip": 1.0},
+    "all of the cell": {"peephole": True, "coupled_gates": True, "gate_clip": 2.0, "cell_clip": 1.0},
+}
+MODULE_OPTIONS: dict[str, dict[str, Any]] = {"weight dropout": {"weight_dropout": 0.3}}
 
 
 @lru_cache
 def cell_of(name: str | None) -> customlstm.Cell | None:
-    """One of CELLS, or None for the plain one. Made when asked for: few processes need a fitted one."""
+    """One of CELLS or OPTIONS, or None for the plain one. Made when asked for: few need a fitted one."""
     if name is None:
         return None
+    if name in OPTIONS:
+        return customlstm.Cell(**OPTIONS[name])
     if name == "hard":
         return customlstm.Cell("hard_sigmoid", "hard_tanh", "hard_tanh")
     tanh = customlstm.PiecewiseLinear.fit("tanh", knots=16)
@@ -92,11 +103,12 @@ def standard(setting: Setting, device: str) -> nn.LSTM:
 
 
 def same_weights(setting: Setting, device: str, cell: str | None = None, **options: Any) -> customlstm.LSTM:
-    """As :func:`standard`, with this one of CELLS."""
+    """As :func:`standard`, with this one of CELLS or OPTIONS, whose own weights are the same each time."""
     options["cell"] = cell_of(cell)
+    torch.manual_seed(3)
     shape = {"num_layers": setting.layers, "bidirectional": setting.bidirectional}
     module = customlstm.LSTM(setting.features, setting.hidden, **shape, **place(setting, device), **options)
-    module.load_state_dict(standard(setting, device).state_dict())
+    module.load_state_dict(standard(setting, device).state_dict(), strict=not module.cell.unit_parameters)
     return module
 
 
@@ -146,6 +158,24 @@ def cells(setting: Setting, mode: str, device: str) -> dict[str, Callable[[], Ru
                 setting, mode, device, same_weights, backend="reference", cell=name
             )
     return found
+
+
+def options(setting: Setting, mode: str, device: str) -> dict[str, Callable[[], Run]]:
+    """Every option against the plain cell; masks are drawn anew at every call."""
+    found = {OURS: whole(setting, mode, device, same_weights, backend="fused")}
+    for name in OPTIONS:
+        found[name] = whole(setting, mode, device, same_weights, backend="fused", cell=name)
+    for name, arguments in MODULE_OPTIONS.items():
+        found[name] = whole(setting, mode, device, same_weights, backend="fused", **arguments)
+    return found
+
+
+def option_references(setting: Setting, mode: str, device: str) -> dict[str, Callable[[], Run]]:
+    """The same cells in plain PyTorch, for comparison of the results."""
+    return {
+        f"{name}, {REFERENCE}": whole(setting, mode, device, same_weights, backend="reference", cell=name)
+        for name in OPTIONS
+    }
 
 
 def random_lengths(setting: Setting) -> Tensor:

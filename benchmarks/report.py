@@ -3,9 +3,9 @@
 FILE is what ``make bench`` or ``pytest benchmarks --keep FILE`` wrote, or ``--benchmark-json FILE``, or
 ``make gpu-check``. Of several, a later run of a setting takes the place of an earlier one. A ratio is
 a median time divided by a median time, in parentheses the same of the minima; above 1 the second is faster.
-A loss, a median ratio below what is aimed at (1.0, for changed cells against the plain one 0.87), is bold
-with an arrow. With --output the table goes to DIR/report.md too, and plots as SVG beside it, for which
-matplotlib is needed. --keep writes the part of the results that is worth committing.
+A loss, a median ratio below what is aimed at (1.0, for changed cells against the plain one 0.87, for options
+0.8), is bold with an arrow. With --output the table goes to DIR/report.md too, and plots as SVG beside it,
+for which matplotlib is needed. --keep writes the part of the results that is worth committing.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ TITLES = {
     "streaming": "Streaming",
     "lengths": "Sequences of different lengths",
     "cells": "Changed cells",
+    "options": "Options of the cell",
     "compiled": "torch.compile",
 }
 

@@ -9,11 +9,24 @@ With a_k = W_ik x_t + b_ik + W_hk h_{t-1} + b_hk for the gates k = i, f, g, o (i
 s_g, s_c and s_h are ``gate_activation``, ``cell_activation`` and ``output_activation``. The defaults,
 sigmoid, tanh and tanh, are the cell of ``nn.LSTM`` (Hochreiter and Schmidhuber 1997, with the forget gate of
 Gers et al. 2000).
+
+The options change this as follows, in the order of the computation:
+
+* ``peephole`` (Gers and Schmidhuber 2000): a_i += p_i c_{t-1} and a_f += p_f c_{t-1}, then, with the new cell
+  state, a_o += p_o c_t. p_i, p_f and p_o have one value a unit: ``peephole_i``, ``peephole_f`` and
+  ``peephole_o`` [hidden_size] in every layer and direction.
+* ``gate_clip``: every a_k is clamped to +-gate_clip before its activation, after the peepholes (the ONNX LSTM
+  operator's ``clip``).
+* ``coupled_gates`` (Greff et al. 2017): f = 1 - i, whatever a_f is. The weights keep their rows for it, whose
+  gradient is 0; there is no ``peephole_f`` then.
+* ``cell_clip``: c_t is clamped to +-cell_clip (Sak et al. 2014), before the peephole of o and s_h.
+
+Where a clamp holds, its gradient is 0; on its bounds it is 1, as that of ``torch.clamp``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,49 +35,78 @@ import torch
 from torch import Tensor
 
 from .activations import KINDS, PIECEWISE_LINEAR, Activation, ActivationSpec, PiecewiseLinear, activation
+from .piecewise import finite_number
 
 __all__ = ["Cell", "as_cell"]
 
 _FIELDS = {"gate_activation": "sigmoid", "cell_activation": "tanh", "output_activation": "tanh"}
+_OPTIONS = {"peephole": False, "coupled_gates": False, "gate_clip": None, "cell_clip": None}
 _NAME = "lstm"  # the registered name under which operators know this cell
+
+#: (pre-activations i, f, g, o; cell state; per-unit parameters) -> (h, new cell state), of any leading shape.
+Pointwise = Callable[[Sequence[Tensor], Tensor, Sequence[Tensor]], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, init=False, repr=False)
 class Cell:
-    """The activations of an LSTM cell. Immutable, hashable, picklable.
+    """The activations and options of an LSTM cell. Immutable, hashable, picklable.
 
     Args:
         gate_activation: s_g, applied to the input, forget and output gates.
         cell_activation: s_c, applied to the cell input g.
         output_activation: s_h, applied to the cell state on its way to h.
+        peephole: whether the gates see the cell state; adds parameters, see :attr:`unit_parameters`.
+        coupled_gates: whether the forget gate is 1 - i.
+        gate_clip: clamps the pre-activations to +-gate_clip; None for no clamp.
+        cell_clip: clamps the cell state to +-cell_clip; None for no clamp.
 
-    Each is a name (see :data:`customlstm.activations.KINDS`), ``(name, {"alpha": ..., "beta": ...})``, an
-    ``Activation`` or a ``PiecewiseLinear``; the attributes hold ``Activation`` or ``PiecewiseLinear``.
+    The text at the top of this module has the equations. Each activation is a name (see
+    :data:`customlstm.activations.KINDS`), ``(name, {"alpha": ..., "beta": ...})``, an ``Activation`` or a
+    ``PiecewiseLinear``; the attributes hold ``Activation`` or ``PiecewiseLinear``.
 
     Raises:
-        TypeError, ValueError: an activation that is not known, named by its argument.
+        TypeError, ValueError: an activation that is not known, a clip that is no positive number, or an
+            option that is no bool, named by its argument.
     """
 
     gate_activation: Activation | PiecewiseLinear
     cell_activation: Activation | PiecewiseLinear
     output_activation: Activation | PiecewiseLinear
+    peephole: bool
+    coupled_gates: bool
+    gate_clip: float | None
+    cell_clip: float | None
 
     def __init__(
         self,
         gate_activation: ActivationSpec = "sigmoid",
         cell_activation: ActivationSpec = "tanh",
         output_activation: ActivationSpec = "tanh",
+        *,
+        peephole: bool = False,
+        coupled_gates: bool = False,
+        gate_clip: float | None = None,
+        cell_clip: float | None = None,
     ) -> None:
         parts = (
             activation(gate_activation, "gate_activation"),
             activation(cell_activation, "cell_activation"),
             activation(output_activation, "output_activation"),
         )
-        for name, part in zip(_FIELDS, parts, strict=True):
-            object.__setattr__(self, name, part)
+        options = (
+            _flag(peephole, "peephole"),
+            _flag(coupled_gates, "coupled_gates"),
+            _limit(gate_clip, "gate_clip"),
+            _limit(cell_clip, "cell_clip"),
+        )
+        for name, value in zip([*_FIELDS, *_OPTIONS], [*parts, *options], strict=True):
+            object.__setattr__(self, name, value)
+        arguments = [number for part in parts for number in part.encode()]
+        if self.has_options:
+            arguments += [float(option or 0.0) for option in options]
         # Kept beside the fields: hashing 256 knots on every forward call costs more than the call's other
         # checks.
-        object.__setattr__(self, "_arguments", tuple(number for part in parts for number in part.encode()))
+        object.__setattr__(self, "_arguments", tuple(arguments))
 
     @property
     def is_standard(self) -> bool:
@@ -75,7 +117,8 @@ class Cell:
         """The ``cell`` and ``cell_args`` arguments of the operators.
 
         ``cell_args`` holds, for the gate, cell and output activation one after the other,
-        ``[kind, alpha, beta, n, x_1..x_n, y_1..y_n]``; n is 0 except for a PiecewiseLinear.
+        ``[kind, alpha, beta, n, x_1..x_n, y_1..y_n]``; n is 0 except for a PiecewiseLinear. Where an option
+        is on, ``[peephole, coupled_gates, gate_clip, cell_clip]`` follow, 0 for what is off.
         """
         return _NAME, list(self._arguments)  # type: ignore[attr-defined]
 
@@ -88,22 +131,71 @@ class Cell:
         """
         return _decode(cell, tuple(cell_args))
 
+    @property
+    def has_options(self) -> bool:
+        """Whether anything but the activations is changed."""
+        return bool(self._options())
+
+    @property
+    def unit_parameters(self) -> tuple[str, ...]:
+        """Names of the parameters [hidden_size] that this cell adds to every layer and direction."""
+        if not self.peephole:
+            return ()
+        gates = "io" if self.coupled_gates else "ifo"
+        return tuple(f"peephole_{gate}" for gate in gates)
+
     def bind(self, like: Tensor) -> tuple[Callable[[Tensor], Tensor], ...]:
         """(s_g, s_c, s_h), made ready for many calls on tensors of ``like``'s dtype and device."""
         return tuple(part.bind(like) for part in self._parts())
 
+    def pointwise(self, like: Tensor) -> Pointwise:
+        """The cell as a function of tensors: the equations at the top of this module, but for the projection.
+
+        Its arguments are the pre-activations (a_i, a_f, a_g, a_o), the cell state, and the parameters of
+        :attr:`unit_parameters`; it returns h and the new cell state. Made ready for many calls on tensors of
+        ``like``'s dtype and device.
+        """
+        s_g, s_c, s_h = self.bind(like)
+        gate, limit = self.gate_clip, self.cell_clip
+
+        def clip(a: Tensor) -> Tensor:
+            return a if gate is None else a.clamp(-gate, gate)
+
+        def function(a: Sequence[Tensor], c: Tensor, p: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+            a_i, a_f, a_g, a_o = a
+            if self.peephole:
+                a_i = a_i + p[0] * c
+                a_f = a_f if self.coupled_gates else a_f + p[1] * c
+            i = s_g(clip(a_i))
+            f = 1.0 - i if self.coupled_gates else s_g(clip(a_f))
+            c = f * c + i * s_c(clip(a_g))
+            c = c if limit is None else c.clamp(-limit, limit)
+            if self.peephole:
+                a_o = a_o + p[-1] * c
+            return s_g(clip(a_o)) * s_h(c), c
+
+        return function
+
     def _parts(self) -> tuple[Activation | PiecewiseLinear, ...]:
         return self.gate_activation, self.cell_activation, self.output_activation
 
+    def _options(self) -> dict[str, bool | float]:
+        """The options that are on."""
+        values = {name: getattr(self, name) for name in _OPTIONS}
+        return {name: value for name, value in values.items() if value != _OPTIONS[name]}
+
     def __reduce__(self) -> tuple[Any, ...]:
+        if self.has_options:
+            return (_with_options, (self._parts(), self._options()))
         return (Cell, self._parts())
 
     def _text(self, show: Callable[[object], str]) -> str:
-        given = (
+        given = [
             (name, part.spec if isinstance(part, Activation) else part)
             for name, part in zip(_FIELDS, self._parts(), strict=True)
-        )
-        return f"Cell({', '.join(f'{name}={show(spec)}' for name, spec in given if spec != _FIELDS[name])})"
+        ]
+        shown = [f"{name}={show(spec)}" for name, spec in given if spec != _FIELDS[name]]
+        return f"Cell({', '.join([*shown, *(f'{name}={value}' for name, value in self._options().items())])})"
 
     def __repr__(self) -> str:
         """What differs from the standard cell, as Python that makes this Cell again."""
@@ -114,11 +206,34 @@ class Cell:
         return self._text(lambda spec: str(spec) if isinstance(spec, PiecewiseLinear) else repr(spec))
 
 
+def _flag(value: object, argument: str) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{argument} must be True or False, got {value!r} ({type(value).__name__})")
+    return value
+
+
+def _limit(value: object, argument: str) -> float | None:
+    if value is None:
+        return None
+    limit = finite_number(value, argument)
+    if limit <= 0:
+        raise ValueError(
+            f"{argument} clamps to [-{argument}, {argument}] and must be greater than 0, got {value!r}; "
+            "None is for no clamp"
+        )
+    return limit
+
+
+def _with_options(parts: Sequence[ActivationSpec], options: Mapping[str, Any]) -> Cell:
+    """What pickles of a Cell with options call."""
+    return Cell(*parts, **options)
+
+
 _STANDARD = Cell()
 
 # So that torch.load reads a checkpoint that holds a cell. What it then calls are these constructors, which
 # check what they are given.
-torch.serialization.add_safe_globals([Cell, Activation, PiecewiseLinear])
+torch.serialization.add_safe_globals([Cell, _with_options, Activation, PiecewiseLinear])
 
 
 @lru_cache(maxsize=256)
@@ -150,9 +265,25 @@ def _decode(cell: str, cell_args: tuple[float, ...]) -> Cell:
                 f"{PIECEWISE_LINEAR - 1} without knots, or {PIECEWISE_LINEAR} with knots"
             )
         position = end
-    if position != len(cell_args):
-        raise ValueError(f"cell_args has {len(cell_args)} numbers, the three activations take {position}")
-    return Cell(*parts)
+    options = cell_args[position:]
+    if not options:
+        return Cell(*parts)
+    if len(options) != len(_OPTIONS):
+        raise ValueError(
+            f"cell_args has {len(cell_args)} numbers, the three activations take {position}; expected none "
+            f"or {len(_OPTIONS)} more: {', '.join(_OPTIONS)}"
+        )
+    peephole, coupled_gates, gate_clip, cell_clip = options
+    for name, value in (("peephole", peephole), ("coupled_gates", coupled_gates)):
+        if value not in (0, 1):
+            raise ValueError(f"cell_args: {name} is {value}, expected 0 or 1")
+    return Cell(
+        *parts,
+        peephole=bool(peephole),
+        coupled_gates=bool(coupled_gates),
+        gate_clip=gate_clip or None,
+        cell_clip=cell_clip or None,
+    )
 
 
 def as_cell(cell: Cell | None, argument: str = "cell") -> Cell:

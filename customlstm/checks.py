@@ -44,6 +44,12 @@ def check_dropout(dropout: Any, num_layers: Any) -> None:
         )
 
 
+def check_rate(name: str, rate: Any) -> None:
+    """Raises ValueError for what is no probability."""
+    if not isinstance(rate, numbers.Real) or isinstance(rate, bool) or not 0 <= rate <= 1:
+        raise ValueError(f"{name} must be a number in the range [0, 1], got {rate!r}")
+
+
 def check_arguments(input: Any, hx: Any, lengths: Any, resets: Any) -> None:
     """Types that TorchScript checks by itself."""
     if not isinstance(input, Tensor):
@@ -71,18 +77,16 @@ def check_states(
     h_0: Tensor,
     c_0: Tensor,
     weights: list[Tensor],
+    rows: int,
     batch: int,
-    bias: bool,
-    bidirectional: bool,
     batch_first: bool,
 ) -> None:
-    """Shapes of batched initial states.
+    """Shapes of batched initial states of ``rows`` = K layers times directions.
 
     Raises:
         RuntimeError: they are not [K, B, P] and [K, B, H].
     """
     hidden, state = weights[1].size(0) // 4, weights[1].size(1)
-    rows = len(weights) // (2 + (2 if bias else 0) + (1 if state != hidden else 0))
     for index, (value, size) in enumerate([(h_0, state), (c_0, hidden)]):
         if value.dim() != 3 or value.size(0) != rows or value.size(1) != batch or value.size(2) != size:
             hint = ""

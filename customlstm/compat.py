@@ -56,7 +56,8 @@ class LSTMCell(nn.Module):
     Call: ``h, c = cell(input, (h, c))`` with input [B, I], states [B, H]; without states they are zero.
 
     Raises:
-        TypeError, ValueError: sizes that are not positive integers, a ``cell`` or ``backend`` that is none.
+        TypeError, ValueError: sizes that are not positive integers, a ``cell`` or ``backend`` that is none, a
+            cell with parameters of its own (peepholes).
         ValueError, RuntimeError: on call, tensors that do not fit; the text names the argument and its shape.
     """
 
@@ -91,7 +92,13 @@ class LSTMCell(nn.Module):
 
     @cell.setter
     def cell(self, cell: Cell | None) -> None:
-        self._cell = as_cell(cell)
+        new = as_cell(cell)
+        if new.unit_parameters:
+            raise ValueError(
+                f"cell={new} has parameters of its own, for which the hand-written form has no place; use "
+                "customlstm.LSTMCell or customlstm.LSTM"
+            )
+        self._cell = new
         self._cell_name, self._cell_args = self._cell.encode()
 
     def reset_parameters(self) -> None:
@@ -137,7 +144,8 @@ class LSTM(nn.Module):
     layer at every step, [B, T, H]; with ``False`` those after the last step, [B, H].
 
     Raises:
-        TypeError, ValueError: sizes that are not positive integers, a ``cell`` or ``backend`` that is none.
+        TypeError, ValueError: sizes that are not positive integers, a ``cell`` or ``backend`` that is none, a
+            cell with parameters of its own (peepholes).
         TypeError, ValueError, RuntimeError: on call, what does not fit; the text names the argument and its
             shape.
     """
@@ -199,15 +207,15 @@ class LSTM(nn.Module):
         hx = self._checked_states(input, initial_states)
         cell_name, cell_args = self.cell.encode()
         h, h_n, c_n, c = functional.lstm(
-            input, hx, self._weight_list(), None, None, cell_name, cell_args, True, False, True, 0.0,
-            self.training, self.sequences, self.backend,
+            input, hx, self._weight_list(), None, None, cell_name, cell_args, True, self.layers, False, True,
+            0.0, 0.0, self.training, self.sequences, self.backend,
         )  # fmt: skip
         return (h, c) if self.sequences else (h_n[-1], c_n[-1])
 
     def _check(self, input: Tensor, initial_states: Sequence[tuple[Tensor, Tensor]] | None) -> None:
         """Raises what a call with these arguments does; computes no step."""
         hx = self._checked_states(input, initial_states)
-        functional.check_padded(input, hx, self._weight_list(), None, None, True, False, True)
+        functional.check_padded(input, hx, self._weight_list(), None, None, self.layers, False, True)
 
     def _checked_states(
         self, input: Tensor, initial_states: Sequence[tuple[Tensor, Tensor]] | None

@@ -207,10 +207,11 @@ def to_torch(module: nn.Module) -> nn.LSTM | nn.LSTMCell:
 
     Raises:
         TypeError: another kind of module.
-        ValueError: a cell that is not the standard one, or a projecting ``LSTMCell``: ``torch.nn`` has
-            neither.
+        ValueError: a cell that is not the standard one, weight dropout, or a projecting ``LSTMCell``:
+            ``torch.nn`` has none of them.
     """
     _supported(module)
+    _without_weight_dropout(module, "torch.nn")
     cell = getattr(module, "cell", None)
     if isinstance(cell, Cell) and not cell.is_standard:
         raise ValueError(f"module has cell {cell}; torch.nn has only the standard one, Cell()")
@@ -228,7 +229,8 @@ def to_customlstm(
 
     Args:
         module: an ``nn.LSTM``, ``nn.LSTMCell``, or one of :mod:`customlstm.compat` or of this package.
-        cell: the activations of the result; those of ``module`` if None.
+        cell: of the result; that of ``module`` if None. Parameters that only this cell has, such as peephole
+            weights, begin at 0, where they change nothing.
         backend: of the result.
 
     Returns:
@@ -249,6 +251,7 @@ def to_customlstm(
             modules.LSTMCell(module.input_size, module.hidden_size, **_cell_arguments(module), **options),
             module,
         )
+    options["weight_dropout"] = getattr(module, "weight_dropout", 0.0)
     return _filled(modules.LSTM(**_arguments(module), **options), module)
 
 
@@ -264,7 +267,7 @@ def to_compat(module: nn.Module, *, sequences: bool = True) -> compat.LSTM | com
     Raises:
         TypeError: another kind of module.
         ValueError: what the hand-written form has not: a second direction, a projection, dropout between
-            layers.
+            layers or of weights, a cell with parameters of its own.
     """
     _supported(module)
     if getattr(module, "bidirectional", False):
@@ -276,6 +279,7 @@ def to_compat(module: nn.Module, *, sequences: bool = True) -> compat.LSTM | com
             f"module has dropout={module.dropout} between layers; the hand-written LSTM has none: set "
             "module.dropout = 0 first"
         )
+    _without_weight_dropout(module, "the hand-written LSTM")
     weight = next(module.parameters())
     options: dict[str, Any] = {
         "cell": getattr(module, "cell", None),
@@ -299,6 +303,14 @@ def _supported(module: object) -> None:
         raise TypeError(
             "module must be an LSTM or LSTMCell of torch.nn, customlstm or customlstm.compat, got "
             f"{type(module).__module__}.{type(module).__qualname__}"
+        )
+
+
+def _without_weight_dropout(module: nn.Module, where: str) -> None:
+    rate = getattr(module, "weight_dropout", 0.0)
+    if rate:
+        raise ValueError(
+            f"module has weight_dropout={rate}, which {where} has not; set module.weight_dropout = 0 first"
         )
 
 
@@ -329,6 +341,12 @@ def _arguments(module: Any) -> dict[str, Any]:
     }
 
 
+def _added(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of its cell, which ``torch.nn`` has not."""
+    names = getattr(module, "cell", Cell()).unit_parameters
+    return {name: value for name, value in module.named_parameters() if name.startswith(names)}
+
+
 def _filled(target: Any, source: nn.Module) -> Any:
     """target with the weights, requires_grad and mode of source."""
     values: Mapping[str, Tensor] = dict(source.named_parameters())
@@ -339,7 +357,9 @@ def _filled(target: Any, source: nn.Module) -> Any:
     if isinstance(source, _COMPAT) != isinstance(target, _COMPAT):
         convert = torch_to_tutorial if isinstance(target, _COMPAT) else tutorial_to_torch
         values, trained = convert(values), convert(trained)
-    target.load_state_dict(values)
+    added = {name: torch.zeros_like(value) for name, value in _added(target).items() if name not in values}
+    target.load_state_dict({**values, **added})
+    trained = {**trained, **{name: torch.ones(1) for name in added}}
     for name, parameter in target.named_parameters():
         # the one bias a gate of the hand-written form becomes two, trained alike
         origin = name.replace("bias_hh", "bias_ih") if isinstance(source, _COMPAT) else name

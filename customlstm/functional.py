@@ -23,9 +23,11 @@ def lstm(
     cell: str,
     cell_args: list[float],
     bias: bool,
+    num_layers: int,
     bidirectional: bool,
     batch_first: bool,
     dropout: float,
+    weight_dropout: float,
     training: bool,
     states: bool,
     backend: str,
@@ -36,11 +38,13 @@ def lstm(
         input: [T, B, L], [B, T, L] with ``batch_first``, or unbatched [T, L].
         hx: (h_0 [K, B, P], c_0 [K, B, H]), unbatched (h_0 [K, P], c_0 [K, H]), or None for zeros.
         weights: of every layer, and in it of every direction, one after the other: w_ih [4H, L], w_hh [4H,
-            P], with ``bias`` b_ih [4H] and b_hh [4H], with a projection (P != H) w_hr [P, H].
+            P], with ``bias`` b_ih [4H] and b_hh [4H], with a projection (P != H) w_hr [P, H], then the cell's
+            ``unit_parameters`` [H].
         lengths: integers [B] (unbatched: one number), 0 to T, or None.
         resets: bool [T, B], [B, T] with ``batch_first``, unbatched [T], or None.
         cell, cell_args: what ``Cell.encode()`` gives.
         dropout: on the output of every layer but the last, if ``training``.
+        weight_dropout: on every w_hh, one mask a call, if ``training``.
         states: whether the cell states of every step are wanted.
         backend: "auto", "fused" or "reference".
 
@@ -55,11 +59,11 @@ def lstm(
     """
     batched = input.dim() == 3
     x, h_0, c_0, lengths, resets = check_padded(
-        input, hx, weights, lengths, resets, bias, bidirectional, batch_first
+        input, hx, weights, lengths, resets, num_layers, bidirectional, batch_first
     )
     output, h_n, c_n, c_all = _layers(
-        x, h_0, c_0, weights, None, lengths, resets, cell, cell_args, bias, bidirectional, dropout, training,
-        states, backend,
+        x, h_0, c_0, weights, None, lengths, resets, cell, cell_args, bias, num_layers, bidirectional,
+        dropout, weight_dropout, training, states, backend,
     )  # fmt: skip
     if not batched:
         output, h_n, c_n = output.squeeze(1), h_n.squeeze(1), c_n.squeeze(1)
@@ -80,7 +84,7 @@ def check_padded(
     weights: list[Tensor],
     lengths: Tensor | None,
     resets: Tensor | None,
-    bias: bool,
+    num_layers: int,
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
@@ -125,7 +129,8 @@ def check_padded(
                     "[num_layers * num_directions, size]"
                 )
             h_0, c_0 = h_0.unsqueeze(1), c_0.unsqueeze(1)
-        checks.check_states(h_0, c_0, weights, x.size(1), bias, bidirectional, batch_first and batched)
+        rows = num_layers * (2 if bidirectional else 1)
+        checks.check_states(h_0, c_0, weights, rows, x.size(1), batch_first and batched)
     if lengths is not None:
         lengths = checks.check_lengths(lengths, x, batched)
     if resets is not None:
@@ -143,8 +148,10 @@ def lstm_packed(
     cell: str,
     cell_args: list[float],
     bias: bool,
+    num_layers: int,
     bidirectional: bool,
     dropout: float,
+    weight_dropout: float,
     training: bool,
     states: bool,
     backend: str,
@@ -161,8 +168,8 @@ def lstm_packed(
     """
     check_packed(data, (h_0, c_0), weights)
     return _layers(
-        data, h_0, c_0, weights, batch_sizes, None, resets, cell, cell_args, bias, bidirectional, dropout,
-        training, states, backend,
+        data, h_0, c_0, weights, batch_sizes, None, resets, cell, cell_args, bias, num_layers, bidirectional,
+        dropout, weight_dropout, training, states, backend,
     )  # fmt: skip
 
 
@@ -259,8 +266,10 @@ def _layers(
     cell: str,
     cell_args: list[float],
     bias: bool,
+    num_layers: int,
     bidirectional: bool,
     dropout: float,
+    weight_dropout: float,
     training: bool,
     states: bool,
     backend: str,
@@ -268,20 +277,21 @@ def _layers(
     """One operator call a layer over all its directions, dropout between them."""
     projection = weights[1].size(0) != 4 * weights[1].size(1)
     directions = 2 if bidirectional else 1
-    per_layer = directions * (2 + (2 if bias else 0) + (1 if projection else 0))
-    layers = len(weights) // per_layer
+    per_layer = len(weights) // num_layers
     if not torch.jit.is_scripting():
         tensors = [x, *weights] if h_0 is None else [x, h_0, c_0, *weights]
         run = dispatch.choose(backend, cell, tensors).layer
     h_list: list[Tensor] = []
     c_list: list[Tensor] = []
     c_all = x
-    for k in range(layers):
-        own = weights if layers == 1 else weights[k * per_layer : (k + 1) * per_layer]
+    for k in range(num_layers):
+        own = weights if num_layers == 1 else weights[k * per_layer : (k + 1) * per_layer]
+        if weight_dropout > 0.0 and training:
+            own = _drop_recurrent_weights(own, directions, weight_dropout)
         h, c = h_0, c_0
-        if h_0 is not None and c_0 is not None and layers > 1:
+        if h_0 is not None and c_0 is not None and num_layers > 1:
             h, c = h_0[k * directions : (k + 1) * directions], c_0[k * directions : (k + 1) * directions]
-        save = _what_to_save(x, h, c, own, states and k == layers - 1)
+        save = _what_to_save(x, h, c, own, states and k == num_layers - 1)
         if torch.jit.is_scripting():
             if backend == "reference":
                 x, h_n, c_n, c_all, _, _ = torch.ops.customlstm.lstm_layer_reference(
@@ -333,13 +343,22 @@ def _layers(
             )[:4]
         h_list.append(h_n)
         c_list.append(c_n)
-        if dropout > 0.0 and training and k < layers - 1:
+        if dropout > 0.0 and training and k < num_layers - 1:
             x = F.dropout(x, dropout, True)
-    if layers == 1:
+    if num_layers == 1:
         h_n, c_n = h_list[0], c_list[0]
     else:
         h_n, c_n = torch.cat(h_list), torch.cat(c_list)
     return x, h_n, c_n, c_all.to(x.dtype) if states else x
+
+
+def _drop_recurrent_weights(weights: list[Tensor], directions: int, rate: float) -> list[Tensor]:
+    """The weights of one layer with dropout on w_hh of each direction (Merity et al. 2018)."""
+    dropped = weights[:]
+    for d in range(directions):
+        at = d * (len(weights) // directions) + 1
+        dropped[at] = F.dropout(weights[at], rate, True)
+    return dropped
 
 
 def _what_to_save(x: Tensor, h: Tensor | None, c: Tensor | None, weights: list[Tensor], states: bool) -> int:

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import checks, functional
 from .cells import Cell, as_cell
 from .dispatch import check_backend
+from .piecewise import finite_number
 
 States = tuple[Tensor, Tensor]
 
@@ -18,9 +19,20 @@ States = tuple[Tensor, Tensor]
 class _Recurrent(nn.Module):
     """What both modules share: the cell, the backend, the initialisation."""
 
-    def _set_options(self, cell: Cell | None, backend: str) -> None:
+    _forget_bias: float | None = None
+
+    def _set_options(self, cell: Cell | None, forget_bias: float | None, bias: bool, backend: str) -> None:
         self.cell = cell  # the property
         self.backend = check_backend(backend)
+        if forget_bias is None:
+            return
+        self._forget_bias = finite_number(forget_bias, "forget_bias")
+        for name, missing in [("bias=False", not bias), ("coupled_gates", self.cell.coupled_gates)]:
+            if missing:
+                raise ValueError(
+                    f"forget_bias={forget_bias} sets the bias of the forget gate, which has none with "
+                    f"{name}; leave it out"
+                )
 
     @property
     def cell(self) -> Cell:
@@ -29,7 +41,14 @@ class _Recurrent(nn.Module):
 
     @cell.setter
     def cell(self, cell: Cell | None) -> None:
-        self._cell = as_cell(cell)
+        new = as_cell(cell)
+        own = getattr(self, "_cell", new).unit_parameters
+        if new.unit_parameters != own:
+            raise ValueError(
+                f"cell has the parameters {list(new.unit_parameters)}, this module was made for {list(own)}; "
+                f"make a new module with cell={new} and load the state_dict into it with strict=False"
+            )
+        self._cell = new
         # What the operators take; encoded once, not at every call. The text is for _arguments.
         self._cell_name, self._cell_args = self._cell.encode()
         self._cell_text = " ".join(map(repr, self._cell_args))
@@ -45,10 +64,29 @@ class _Recurrent(nn.Module):
         return self._cell_args
 
     def reset_parameters(self) -> None:
-        """Uniform in +-1/sqrt(hidden_size), drawn from torch's generator in the order of ``nn.LSTM``."""
+        """Uniform in +-1/sqrt(hidden_size), drawn from torch's generator in the order of ``nn.LSTM``.
+
+        The cell's own parameters are drawn after all others; then the forget gate's bias is set, if asked
+        for.
+        """
         bound = 1.0 / math.sqrt(self.hidden_size) if self.hidden_size > 0 else 0
-        for weight in self.parameters():
+        # The cell's own parameters come last, so that they leave the numbers of the others as they are.
+        own: list[nn.Parameter] = []
+        for name, weight in self.named_parameters():
+            if any(parameter in name for parameter in self._cell.unit_parameters):
+                own.append(weight)
+            else:
+                init.uniform_(weight, -bound, bound)
+        for weight in own:
             init.uniform_(weight, -bound, bound)
+        if self._forget_bias is None:
+            return
+        # b_ih + b_hh is what counts: all of it in b_ih.
+        rows = slice(self.hidden_size, 2 * self.hidden_size)
+        with torch.no_grad():
+            for name, weight in self.named_parameters():
+                if "bias_ih" in name or "bias_hh" in name:
+                    weight[rows] = self._forget_bias if "bias_ih" in name else 0.0
 
     def __prepare_scriptable__(self) -> nn.Module:
         from .scripting import prepare  # imports this module
@@ -69,7 +107,13 @@ class LSTM(_Recurrent):
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device,
             dtype: as in ``torch.nn.LSTM``.
-        cell: a :class:`customlstm.Cell`, or None for the cell of ``torch.nn.LSTM``.
+        cell: a :class:`customlstm.Cell`, or None for the cell of ``torch.nn.LSTM``. Its ``unit_parameters``
+            become parameters of every layer and direction, ``peephole_i_l0`` [hidden_size] and so on.
+        weight_dropout: rate of dropout on the recurrent weights, in training mode (Merity et al. 2018): one
+            mask a call for every layer and direction, what is left scaled by 1 / (1 - rate). Masks come from
+            torch's generator of the weights' device.
+        forget_bias: what the bias of the forget gates, b_ih + b_hh, begins with, if not with random numbers;
+            1.0 is usual (Gers et al. 2000, Jozefowicz et al. 2015).
         backend: "auto" (fused where a fused kernel fits, else the reference, with one warning), "fused"
             (raise where none fits) or "reference".
 
@@ -96,7 +140,7 @@ class LSTM(_Recurrent):
         "mode", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional",
         "proj_size", "backend",
     ]  # fmt: skip
-    __jit_unused_properties__: ClassVar[list[str]] = ["all_weights", "cell"]
+    __jit_unused_properties__: ClassVar[list[str]] = ["all_weights", "cell", "weight_dropout"]
 
     def __init__(
         self,
@@ -112,6 +156,8 @@ class LSTM(_Recurrent):
         dtype: torch.dtype | None = None,
         *,
         cell: Cell | None = None,
+        weight_dropout: float = 0.0,
+        forget_bias: float | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -134,9 +180,10 @@ class LSTM(_Recurrent):
         self.bias = bias
         self.batch_first = batch_first
         self.dropout = float(dropout)
+        self.weight_dropout = weight_dropout  # the property
         self.bidirectional = bool(bidirectional)
         self.proj_size = proj_size
-        self._set_options(cell, backend)
+        self._set_options(cell, forget_bias, self.bias, backend)
 
         state = proj_size or hidden_size
         self._flat_weights_names = []
@@ -144,7 +191,7 @@ class LSTM(_Recurrent):
         for layer in range(num_layers):
             for suffix in ("", "_reverse") if bidirectional else ("",):
                 features = input_size if layer == 0 else state * (2 if bidirectional else 1)
-                shapes = _shapes(features, hidden_size, bias, proj_size)
+                shapes = _shapes(features, hidden_size, bias, proj_size, self.cell)
                 names = [f"{name}_l{layer}{suffix}" for name in shapes]
                 for name, shape in zip(names, shapes.values(), strict=True):
                     setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
@@ -207,9 +254,11 @@ class LSTM(_Recurrent):
             self._cell_name,
             self._arguments(),
             self.bias,
+            self.num_layers,
             self.bidirectional,
             self.batch_first,
             self._dropout(),
+            self._weight_dropout(),
             self.training,
             states,
             self.backend,
@@ -244,8 +293,10 @@ class LSTM(_Recurrent):
             self._cell_name,
             self._arguments(),
             self.bias,
+            self.num_layers,
             self.bidirectional,
             self._dropout(),
+            self._weight_dropout(),
             self.training,
             states,
             self.backend,
@@ -272,7 +323,8 @@ class LSTM(_Recurrent):
         checks.check_arguments(data, hx, lengths, resets)
         batch = int(batch_sizes[0]) if sorted_indices is None else sorted_indices.size(0)
         if hx is not None:
-            checks.check_states(*hx, weights, batch, self.bias, self.bidirectional, False)
+            rows = self.num_layers * (2 if self.bidirectional else 1)
+            checks.check_states(*hx, weights, rows, batch, False)
         if resets is not None:
             resets = checks.check_resets(
                 resets, batch_sizes.size(0), batch, data.device, True, self.batch_first
@@ -288,12 +340,31 @@ class LSTM(_Recurrent):
         else:
             checks.check_arguments(input, hx, lengths, resets)
             functional.check_padded(
-                input, hx, weights, lengths, resets, self.bias, self.bidirectional, self.batch_first
+                input, hx, weights, lengths, resets, self.num_layers, self.bidirectional, self.batch_first
             )
 
     def _dropout(self) -> float:
         # Read only where it counts: a float attribute that Dynamo sees costs it a second pass.
         return self.dropout if self.training and self.num_layers > 1 else 0.0
+
+    @property
+    def weight_dropout(self) -> float:
+        """Rate of dropout on the recurrent weights; assign another one at any time."""
+        return self._weight_dropout_rate
+
+    @weight_dropout.setter
+    def weight_dropout(self, rate: float) -> None:
+        checks.check_rate("weight_dropout", rate)
+        self._weight_dropout_rate = float(rate)
+        self._weight_dropout_text = repr(self._weight_dropout_rate)
+
+    def _weight_dropout(self) -> float:
+        if not self.training:
+            return 0.0
+        if not torch.jit.is_scripting():
+            if torch.compiler.is_compiling():
+                return _floats(self._weight_dropout_text)[0]  # as in _arguments
+        return self._weight_dropout_rate
 
     def _weight_list(self) -> list[Tensor]:
         """The weights in the order of the operators.
@@ -329,10 +400,15 @@ class LSTM(_Recurrent):
             s += ", dropout={dropout}"
         if self.bidirectional is not False:
             s += ", bidirectional={bidirectional}"
+        if self.weight_dropout != 0:
+            s += f", weight_dropout={self.weight_dropout}"
         return s.format(**self.__dict__) + self._options_repr()
 
 
-_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")  # as the operators want them
+# As the operators want them. What a module does not have is None, so that TorchScript finds every name.
+_CELL_WEIGHTS = (
+    "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "peephole_i", "peephole_f", "peephole_o",
+)  # fmt: skip
 
 
 class LSTMCell(_Recurrent):
@@ -341,7 +417,7 @@ class LSTMCell(_Recurrent):
     Args:
         input_size, hidden_size, bias, device, dtype: as in ``torch.nn.LSTMCell``.
         proj_size: if > 0, h is projected to this size by ``weight_hr`` [proj_size, hidden_size].
-        cell, backend: as in :class:`LSTM`.
+        cell, forget_bias, backend: as in :class:`LSTM`.
 
     Call: ``h_1, c_1 = cell(input, hx=None)`` with input [B, input_size] or [input_size] and hx (h_0 [B, P],
     c_0 [B, hidden_size]) or the same without B, P = proj_size or hidden_size; None means zeros.
@@ -363,6 +439,7 @@ class LSTMCell(_Recurrent):
         *,
         proj_size: int = 0,
         cell: Cell | None = None,
+        forget_bias: float | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -377,8 +454,8 @@ class LSTMCell(_Recurrent):
         self.hidden_size = hidden_size
         self.bias = bool(bias)
         self.proj_size = proj_size
-        self._set_options(cell, backend)
-        shapes = _shapes(input_size, hidden_size, self.bias, proj_size)
+        self._set_options(cell, forget_bias, self.bias, backend)
+        shapes = _shapes(input_size, hidden_size, self.bias, proj_size, self.cell)
         for name in _CELL_WEIGHTS:
             shape = shapes.get(name)
             weight = None if shape is None else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -401,6 +478,9 @@ class LSTMCell(_Recurrent):
             weights += [self.bias_ih, self.bias_hh]
         if self.weight_hr is not None:
             weights += [self.weight_hr]
+        for peephole in (self.peephole_i, self.peephole_f, self.peephole_o):
+            if peephole is not None:
+                weights += [peephole]
         return weights
 
     @torch.jit.unused
@@ -431,7 +511,9 @@ def _floats(text: str) -> list[float]:
     return [float(number) for number in text.split(" ")]
 
 
-def _shapes(input_size: int, hidden_size: int, bias: bool, proj_size: int) -> dict[str, tuple[int, ...]]:
+def _shapes(
+    input_size: int, hidden_size: int, bias: bool, proj_size: int, cell: Cell
+) -> dict[str, tuple[int, ...]]:
     """Names and shapes of one direction's parameters, in the order of ``nn.LSTM`` and of the operators."""
     shapes: dict[str, tuple[int, ...]] = {
         "weight_ih": (4 * hidden_size, input_size),
@@ -441,7 +523,7 @@ def _shapes(input_size: int, hidden_size: int, bias: bool, proj_size: int) -> di
         shapes |= {"bias_ih": (4 * hidden_size,), "bias_hh": (4 * hidden_size,)}
     if proj_size:
         shapes |= {"weight_hr": (proj_size, hidden_size)}
-    return shapes
+    return shapes | {name: (hidden_size,) for name in cell.unit_parameters}
 
 
 def _reorder(tensor: Tensor, indices: Tensor | None) -> Tensor:

@@ -2,24 +2,21 @@
 
 Runs on every device and in every floating dtype, and is differentiable any number of times by autograd. Every
 compiled kernel is tested against it. The equations are those of ``torch.nn.LSTM`` (Hochreiter & Schmidhuber
-1997, with the forget gate of Gers et al. 2000 and the projection of Sak et al. 2014), with the cell's own
-activations::
+1997, with the forget gate of Gers et al. 2000 and the projection of Sak et al. 2014); what happens to the
+gates is the cell's own, see :mod:`customlstm.cells`::
 
     i, f, g, o = W_ih x_t + b_ih + b_hh + W_hh h_{t-1}        (rows of the weights in this order)
-    c_t = s_g(f) * c_{t-1} + s_g(i) * s_c(g)
-    h_t = s_g(o) * s_h(c_t)                                   (then W_hr h_t with a projection)
+    h_t, c_t = cell(i, f, g, o, c_{t-1})                      (then W_hr h_t with a projection)
 
 Sizes: T steps, B sequences, N packed rows, L input features, H hidden size, P state size (``proj_size`` or
 H), D directions (1 or 2).
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .cells import Cell
+from .cells import Cell, Pointwise
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -46,7 +43,8 @@ def layer(
         input: [T, B, L], or [N, L] with ``batch_sizes`` (rows packed as in ``PackedSequence``).
         h_0, c_0: [D, B, P] and [D, B, H], or both None for zeros (``batch_sizes`` needs them: they tell B).
         weights: per direction w_ih [4H, L], w_hh [4H, P], then b_ih [4H], b_hh [4H] with ``bias``, then w_hr
-            [P, H] with ``projection``; the two directions one after the other.
+            [P, H] with ``projection``, then the cell's ``unit_parameters`` [H]; the two directions one after
+            the other.
         batch_sizes: int64 [T], sequences sorted by decreasing length.
         lengths: int64 [B], any order, zeros allowed; not together with ``batch_sizes``.
         resets: bool [T, B]; True cuts the edge between step t-1 and step t, in both directions.
@@ -108,8 +106,8 @@ def step(
     dtype, accumulate = input.dtype, accumulation_dtype(input.dtype)
     weights = [w.to(accumulate) for w in weights]
     gates = _project_input(input.to(accumulate), weights, bias)
-    activations = cell.bind(gates)
-    h, c = _step(gates, h_0.to(accumulate), c_0.to(accumulate), weights, activations, projection)
+    own = _CellWeights(cell, gates, weights, bias, projection)
+    h, c = _step(gates, h_0.to(accumulate), c_0.to(accumulate), own)
     return h.to(dtype), c.to(dtype), c
 
 
@@ -131,14 +129,14 @@ def _direction(
     c = x.new_zeros(batch, hidden) if c is None else c
     # unbind, not indexing: the gradient of gates[t] would fill a whole zero tensor at every step.
     gates = _project_input(x, weights, bias).unbind(0)
-    activations = cell.bind(x)
+    own = _CellWeights(cell, x, weights, bias, projection)
     h_all, c_all = [x.new_zeros(batch, state)] * steps, [x.new_zeros(batch, hidden)] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
         h_before, c_before = h, c
         if cuts is not None:
             cut = cuts[t].unsqueeze(-1)
             h_before, c_before = h.masked_fill(cut, 0.0), c.masked_fill(cut, 0.0)
-        h_new, c_new = _step(gates[t], h_before, c_before, weights, activations, projection)
+        h_new, c_new = _step(gates[t], h_before, c_before, own)
         if valid is None:
             h, c = h_all[t], c_all[t] = h_new, c_new
         else:
@@ -168,17 +166,19 @@ def _project_input(x: Tensor, weights: list[Tensor], bias: bool) -> Tensor:
     return F.linear(x, weights[0], weights[2] + weights[3] if bias else None)
 
 
-def _step(
-    gates: Tensor,
-    h: Tensor,
-    c: Tensor,
-    weights: list[Tensor],
-    activations: tuple[Callable[[Tensor], Tensor], ...],
-    projection: bool,
-) -> tuple[Tensor, Tensor]:
-    """The equations; ``gates`` [B, 4H] is the input's part, ``activations`` are s_g, s_c, s_h."""
-    s_g, s_c, s_h = activations
-    i, f, g, o = torch.addmm(gates, h, weights[1].t()).chunk(4, -1)
-    c = s_g(f) * c + s_g(i) * s_c(g)
-    h = s_g(o) * s_h(c)
-    return F.linear(h, weights[-1]) if projection else h, c
+class _CellWeights:
+    """What every step of one direction uses: the cell, and of the weights all but those of the input."""
+
+    def __init__(self, cell: Cell, like: Tensor, weights: list[Tensor], bias: bool, projection: bool) -> None:
+        end = len(weights) - len(cell.unit_parameters)
+        self.w_hh = weights[1]
+        self.w_hr = weights[4 if bias else 2] if projection else None
+        self.unit_parameters = weights[end:]
+        self.pointwise: Pointwise = cell.pointwise(like)
+
+
+def _step(gates: Tensor, h: Tensor, c: Tensor, own: _CellWeights) -> tuple[Tensor, Tensor]:
+    """The equations; ``gates`` [B, 4H] is the input's part."""
+    a = torch.addmm(gates, h, own.w_hh.t()).chunk(4, -1)
+    h, c = own.pointwise(a, c, own.unit_parameters)
+    return h if own.w_hr is None else F.linear(h, own.w_hr), c

@@ -118,14 +118,14 @@ def _check_tensor(name: str, tensor: Tensor, shape: Sequence[Any], like: Tensor)
 
 
 def _check_weights(
-    input: Tensor, weights: list[Tensor], bias: bool, projection: bool, directions: int
+    input: Tensor, weights: list[Tensor], cell: Cell, bias: bool, projection: bool, directions: int
 ) -> None:
-    per_direction = 2 + 2 * bias + projection
+    per_direction = 2 + 2 * bias + projection + len(cell.unit_parameters)
     _require(
         len(weights) == directions * per_direction,
         lambda: (
             f"weights must hold {directions * per_direction} tensors ({directions} direction(s), "
-            f"bias={bias}, projection={projection}), got {len(weights)}"
+            f"bias={bias}, projection={projection}, {cell}), got {len(weights)}"
         ),
     )
     _require(input.is_floating_point(), lambda: f"input must be of a floating dtype, got {input.dtype}")
@@ -144,6 +144,7 @@ def _check_weights(
         names, shapes = [*names, "b_ih", "b_hh"], [*shapes, [rows], [rows]]
     if projection:
         names, shapes = [*names, "w_hr"], [*shapes, [state, hidden]]
+    names, shapes = [*names, *cell.unit_parameters], [*shapes, *[[hidden]] * len(cell.unit_parameters)]
     for k, weight in enumerate(weights):
         _check_tensor(f"{names[k % per_direction]} (weights[{k}])", weight, shapes[k % per_direction], input)
 
@@ -171,7 +172,7 @@ def _check_layer(
         ),
     )
     directions = 2 if bidirectional else 1
-    _check_weights(input, weights, bias, projection, directions)
+    _check_weights(input, weights, Cell.decode(cell, cell_args), bias, projection, directions)
     _require((h_0 is None) == (c_0 is None), lambda: "h_0 and c_0 must both be given or both be None")
     _require(not packed or h_0 is not None, lambda: "batch_sizes needs h_0 and c_0")
     _require(not packed or h_0.dim() == 3, lambda: f"h_0 must have 3 dimensions, got {h_0.dim()}")
@@ -236,7 +237,7 @@ def _check_cell(
     projection: bool,
 ) -> None:
     _require(input.dim() == 2, lambda: f"input must be [B, L], got {input.dim()} dimensions")
-    _check_weights(input, weights, bias, projection, 1)
+    _check_weights(input, weights, Cell.decode(cell, cell_args), bias, projection, 1)
     _check_tensor("h_0", h_0, [input.size(0), weights[1].size(1)], input)
     _check_tensor("c_0", c_0, [input.size(0), weights[1].size(0) // 4], input)
 

@@ -160,7 +160,7 @@ class Stream:
     def _run(self, x: Tensor) -> Tensor:
         lstm = self.lstm
         weights = lstm._weight_list()
-        if lstm.training and lstm.num_layers > 1 and lstm.dropout > 0:
+        if lstm.training and (lstm.weight_dropout > 0 or (lstm.num_layers > 1 and lstm.dropout > 0)):
             raise ValueError("lstm has dropout and is in training mode: call lstm.eval() before streaming")
         if not self._is_current(weights):
             self._pack(weights)

@@ -37,9 +37,15 @@ struct Activation {
   const S* slope;
 };
 
+// What customlstm.Cell says. A clip that is not there is the identity, else hard_tanh.
 template <class S>
 struct CellParams {
   Activation<S> gate, cell, output;
+  Activation<S> gate_clip, cell_clip;
+  bool peephole, coupled_gates;
 };
+
+// Parameters of a cell that have one value a hidden unit, such as peephole weights, at most.
+constexpr int32_t kMaxUnitParameters = 8;
 
 }  // namespace customlstm

@@ -1,39 +1,105 @@
-// The LSTM whose activations are chosen at run time (customlstm.Cell). The kind is the same for every element of a
-// call, so its branch is always predicted. See cells/README.md for the contract. No includes and no guard.
+// The LSTM whose activations and options are chosen at run time (customlstm.Cell). They are the same for every element
+// of a call, so their branches are always predicted. See cells/README.md for the contract. No includes and no guard.
 
 struct ConfigurableCell {
   static constexpr int kGates = 4;
-  static constexpr int kSaved = 4;   // the pre-activations: a derivative cannot always be had from the result
+  static constexpr int kSaved = 4;        // the pre-activations: a derivative cannot always be had from the result
+  static constexpr int kParameters = 3;   // peephole weights of i, f and o; of i and o where the gates are coupled
 
   template <class V, class S>
-  static CUSTOMLSTM_INLINE void forward(const CellParams<S>& p, const V (&a)[kGates], V& c, V& h, V (&saved)[kSaved]) {
-    for (int k = 0; k < kGates; ++k) saved[k] = a[k];
+  static CUSTOMLSTM_INLINE void forward(const CellParams<S>& p, const V (&a)[kGates], const V* w, V& c, V& h,
+                                        V (&saved)[kSaved]) {
     V i = a[0], f = a[1], g = a[2], o = a[3], s;
-    activate(p.gate, i);
-    activate(p.gate, f);
-    activate(p.cell, g);
-    activate(p.gate, o);
+    if (p.peephole) {
+      i = fma(w[0], c, i);
+      if (!p.coupled_gates) f = fma(w[1], c, f);
+    }
+    saved[0] = i;
+    saved[1] = f;
+    saved[2] = g;
+    apply(p.gate_clip, p.gate, i);
+    if (p.coupled_gates) {
+      f = V::broadcast(S(1)) - i;
+    } else {
+      apply(p.gate_clip, p.gate, f);
+    }
+    apply(p.gate_clip, p.cell, g);
     c = fma(f, c, i * g);
+    if (is_on(p.cell_clip)) activate(p.cell_clip, c);
+    if (p.peephole) o = fma(output_weight(p, w), c, o);
+    saved[3] = o;
+    apply(p.gate_clip, p.gate, o);
     s = c;
     activate(p.output, s);
     h = o * s;
   }
 
   template <class V, class S>
-  static CUSTOMLSTM_INLINE void backward(const CellParams<S>& p, const V (&saved)[kSaved], const V& c_prev, const V& c,
-                                         const V& dh, V& dc, V (&da)[kGates]) {
+  static CUSTOMLSTM_INLINE void backward(const CellParams<S>& p, const V (&saved)[kSaved], const V* w, const V& c_prev,
+                                         const V& c, const V& dh, V& dc, V (&da)[kGates], V* dw) {
     V i = saved[0], f = saved[1], g = saved[2], o = saved[3], s = c;
     V di, df, dg, d_o, ds;
-    activate(p.gate, i, di);   // replaces the argument by the value, the last argument by the derivative
-    activate(p.gate, f, df);
-    activate(p.cell, g, dg);
-    activate(p.gate, o, d_o);
+    apply(p.gate_clip, p.gate, i, di);   // replaces the argument by the value, the last argument by the derivative
+    if (p.coupled_gates) {
+      f = V::broadcast(S(1)) - i;
+    } else {
+      apply(p.gate_clip, p.gate, f, df);
+    }
+    apply(p.gate_clip, p.cell, g, dg);
+    apply(p.gate_clip, p.gate, o, d_o);
     activate(p.output, s, ds);
-    const V dc_total = fma(dh * o, ds, dc);
-    da[0] = dc_total * g * di;
-    da[1] = dc_total * c_prev * df;
-    da[2] = dc_total * i * dg;
-    da[3] = dh * s * d_o;
+    da[3] = within(p.gate_clip, saved[3], dh * s * d_o);
+    V dc_total = fma(dh * o, ds, dc);
+    if (p.peephole) dc_total = fma(da[3], output_weight(p, w), dc_total);
+    dc_total = within(p.cell_clip, fma(f, c_prev, i * g), dc_total);
+    if (p.coupled_gates) {
+      da[0] = within(p.gate_clip, saved[0], dc_total * (g - c_prev) * di);
+      da[1] = V::broadcast(S(0));
+    } else {
+      da[0] = within(p.gate_clip, saved[0], dc_total * g * di);
+      da[1] = within(p.gate_clip, saved[1], dc_total * c_prev * df);
+    }
+    da[2] = within(p.gate_clip, saved[2], dc_total * i * dg);
     dc = dc_total * f;
+    if (!p.peephole) return;
+    dc = fma(da[0], w[0], dc);
+    dw[0] = da[0] * c_prev;
+    if (p.coupled_gates) {
+      dw[1] = da[3] * c;
+    } else {
+      dc = fma(da[1], w[1], dc);
+      dw[1] = da[1] * c_prev;
+      dw[2] = da[3] * c;
+    }
+  }
+
+ private:
+  template <class S>
+  static CUSTOMLSTM_INLINE bool is_on(const Activation<S>& clip) {
+    return clip.kind != ActivationKind::kIdentity;
+  }
+  template <class V, class S>
+  static CUSTOMLSTM_INLINE V output_weight(const CellParams<S>& p, const V* w) {
+    if (p.coupled_gates) return w[1];   // a reference to either would keep both out of registers on a GPU
+    return w[2];
+  }
+  // f(clip(x)), and the derivative of f there.
+  template <class V, class S>
+  static CUSTOMLSTM_INLINE void apply(const Activation<S>& clip, const Activation<S>& f, V& x) {
+    if (is_on(clip)) activate(clip, x);
+    activate(f, x);
+  }
+  template <class V, class S>
+  static CUSTOMLSTM_INLINE void apply(const Activation<S>& clip, const Activation<S>& f, V& x, V& derivative) {
+    if (is_on(clip)) activate(clip, x);
+    activate(f, x, derivative);
+  }
+  // The gradient of x from that of clip(x): zero, even where it is NaN, where the clip holds or x is NaN.
+  template <class V, class S>
+  static CUSTOMLSTM_INLINE V within(const Activation<S>& clip, V x, const V& gradient) {
+    if (!is_on(clip)) return gradient;
+    V inside;
+    activate(clip, x, inside);
+    return where_positive(inside, gradient);
   }
 };

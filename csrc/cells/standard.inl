@@ -4,10 +4,13 @@
 struct StandardCell {
   static constexpr int kGates = 4;   // pre-activations, in nn.LSTM's order i, f, g, o
   static constexpr int kSaved = 4;   // values kept for backward
+  static constexpr int kParameters = 0;
 
-  // a: pre-activations; c: cell state, replaced by the new one; h: hidden state out; saved: out.
+  // a: pre-activations; w: the unit's parameters, of which there are none; c: cell state, replaced by the new one;
+  // h: hidden state out; saved: out.
   template <class V, class S>
-  static CUSTOMLSTM_INLINE void forward(const CellParams<S>&, const V (&a)[kGates], V& c, V& h, V (&saved)[kSaved]) {
+  static CUSTOMLSTM_INLINE void forward(const CellParams<S>&, const V (&a)[kGates], const V*, V& c, V& h,
+                                        V (&saved)[kSaved]) {
     const V i = sigmoid(a[0]);
     const V f = sigmoid(a[1]);
     const V g = tanh(a[2]);
@@ -22,8 +25,8 @@ struct StandardCell {
 
   // dh: gradient of h; dc: gradient of the new cell state in, of the previous one out; da: gradients of a.
   template <class V, class S>
-  static CUSTOMLSTM_INLINE void backward(const CellParams<S>&, const V (&saved)[kSaved], const V& c_prev, const V& c,
-                                         const V& dh, V& dc, V (&da)[kGates]) {
+  static CUSTOMLSTM_INLINE void backward(const CellParams<S>&, const V (&saved)[kSaved], const V*, const V& c_prev,
+                                         const V& c, const V& dh, V& dc, V (&da)[kGates], V*) {
     const V one = V::broadcast(S(1));
     const V i = saved[0], f = saved[1], g = saved[2], o = saved[3];
     const V tanh_c = tanh(c);

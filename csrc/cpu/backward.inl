@@ -6,7 +6,8 @@ template <class S>
 struct BackwardWorkspace {
   S *w_ih[2], *w_hh[2], *w_hr[2];   // packed by columns
   S *dh, *dc, *dprojecting;         // [D, B, padded P or H] gradients of the state after the step at hand
-  S *c_0;                           // [D, B, padded H] initial cell state, widened
+  S* c_0;                           // [D, B, padded H] initial cell state, widened
+  S* unit_parameters[2];            // [parameters, padded H]
   const S** rows;                   // [B] rows for the products, of this thread
   RowList list;                     // all valid rows, in order of time
   StepBlocks<S> blocks;
@@ -26,8 +27,7 @@ struct BackwardCells {
 
   static CUSTOMLSTM_INLINE S* gate_row(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t,
                                        int64_t column) {
-    const int64_t row_elements = Operand::elements(Cell::kGates * p.g.hidden_size);
-    return w.blocks.grad_gates + w.blocks.at(p.g, job.direction, t, column) * row_elements;
+    return w.blocks.grad_gates + w.blocks.at(p.g, job.direction, t, column) * gradient_row<Cell, Operand>(p.g);
   }
   // The cell state that entered step t of a column, or null for zero.
   static CUSTOMLSTM_INLINE const S* previous_c(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t,
@@ -47,6 +47,7 @@ struct BackwardCells {
                                             int64_t i, int64_t unit, int lanes, const S* grad_output) {
     const Geometry& g = p.g;
     Pack<S, R> saved[Cell::kSaved], c_prev, c, dh, dc, da[Cell::kGates];
+    Pack<S, R> parameters[Cell::kParameters + 1], d_parameters[Cell::kParameters + 1];
     // What the next step reads lies in as many places as it has rows and gates, too many for the processor to foresee.
     const int64_t next_t = job.direction == 0 ? (t > 0 ? t - 1 : t) : (t + 1 < job.steps ? t + 1 : t);
     const int64_t ahead = (g.step_row[next_t] - g.step_row[t]) * g.directions * g.hidden_size;
@@ -72,11 +73,19 @@ struct BackwardCells {
         dc.row[r] = dc.row[r] + load_as<S>(d, lanes);
       }
     }
-    Cell::backward(*static_cast<const CellParams<S>*>(p.cell_params), saved, c_prev, c, dh, dc, da);
+    load_unit_parameters<Cell>(g, w.unit_parameters[job.direction], w.c_stride, unit, parameters);
+    for (int k = 0; k < Cell::kParameters; ++k)
+      for (int r = 0; r < R; ++r) d_parameters[k].row[r] = Vec<S>::broadcast(S(0));
+    Cell::backward(*static_cast<const CellParams<S>*>(p.cell_params), saved, parameters, c_prev, c, dh, dc, da,
+                   d_parameters);
     for (int r = 0; r < R; ++r) {
       dc.row[r].store(w.row(w.dc, w.c_stride, g, job, i + r) + unit);
       S* to = gate_row(p, w, job, t, job.columns[i + r]);
       for (int k = 0; k < Cell::kGates; ++k) Operand::store_part(da[k].row[r], to, k * g.hidden_size + unit, lanes);
+      for (int k = 0; k < Cell::kParameters && k < g.unit_parameters; ++k) {
+        const int64_t at = (Cell::kGates + k) * g.hidden_size + unit;
+        Operand::store_part(d_parameters[k].row[r], to, at, lanes);
+      }
     }
   }
 };
@@ -133,16 +142,20 @@ struct Backward {
     w.dc = arena.take<S>(rows * w.c_stride);
     w.dprojecting = arena.take<S>(g.projection ? rows * w.c_stride : 0);
     w.c_0 = arena.take<S>(p.c_0 ? rows * w.c_stride : 0);
+    for (int64_t d = 0; d < g.directions; ++d) w.unit_parameters[d] = arena.take<S>(g.unit_parameters * w.c_stride);
     w.list.time = arena.take<int64_t>(g.valid_rows);
     w.list.column = arena.take<int64_t>(g.valid_rows);
     w.list.begin = arena.take<int64_t>(g.steps + 1);
     w.blocks.steps = block_steps(p);
     w.blocks.index = 0;
     const int64_t block_rows = w.blocks.steps * g.batch * g.directions;
-    w.blocks.grad_gates = arena.take<S>(block_rows * gate_depth(g));
+    w.blocks.grad_gates = arena.take<S>(block_rows * gradient_row<Cell, Operand>(g));
     w.blocks.grad_hidden_state = arena.take<S>(g.projection ? block_rows * state_depth(g) : 0);
     bool weights = false;
-    for (const auto& to : p.grad_weights) weights = weights || to.w_ih || to.w_hh || to.bias || to.w_hr;
+    for (const auto& to : p.grad_weights) {
+      weights = weights || to.w_ih || to.w_hh || to.bias || to.w_hr;
+      for (const void* parameter : to.unit_parameters) weights = weights || parameter;
+    }
     GradientScratch<S> scratch;
     scratch.layout_team(arena, g, gate_rows(g), weights);
     for (int thread = 0; thread < p.plan.threads; ++thread) {
@@ -203,6 +216,7 @@ struct Backward {
       if (g.projection) {
         pack_matrix(static_cast<const T*>(p.weights[d].w_hr), g.output_size, g.hidden_size, w.w_hr[d], rank, size);
       }
+      if (rank == 0) widen_unit_parameters<T>(g, p.weights[d], w.c_stride, w.unit_parameters[d]);
       if (p.c_0) {
         const Range rows = share(g.batch, rank, size);
         for (int64_t b = rows.begin; b < rows.end; ++b) {

@@ -83,6 +83,7 @@ struct Forward {
       w.w_ih[d] = arena.take<S>(packs(p.plan.w_ih) ? unit_blocks(g) * input_depth(g) * kWidth : 0);
       w.w_hh[d] = arena.take<S>(packs(p.plan.w_hh) ? unit_blocks(g) * state_depth(g) * kWidth : 0);
       w.bias[d] = arena.take<S>(unit_blocks(g) * kWidth);
+      w.unit_parameters[d] = arena.take<S>(g.unit_parameters * padded<S>(g.hidden_size));
       w.w_hr[d] = arena.take<S>(g.projection ? output_panels(g) * Operand::elements(g.hidden_size) * kWidth : 0);
       w.matrix_ih[d] = p.weights[d].w_ih;
       w.matrix_hh[d] = p.weights[d].w_hh;
@@ -192,6 +193,7 @@ struct Forward {
           }
         }
       }
+      if (rank == 0) widen_unit_parameters<T>(g, from, padded<S>(g.hidden_size), w.unit_parameters[d]);
       if (g.projection) {
         const Range panels = share(output_panels(g), rank, size);
         for (int64_t n = panels.begin; n < panels.end; ++n) {

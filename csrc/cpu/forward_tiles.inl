@@ -3,6 +3,7 @@
 template <class S>
 struct ForwardWorkspace {
   S *w_ih[2], *w_hh[2], *w_hr[2], *bias[2];   // packed: panel by panel
+  S* unit_parameters[2];                      // [parameters, padded H]
   const void *matrix_ih[2], *matrix_hh[2];    // T, where they are not packed
   S* h[2];                                    // [D, B, padded P] the state before and after a step, in turn
   S* c;                                       // [D, B, padded H]
@@ -73,11 +74,12 @@ struct ForwardTiles {
                                             const CellStep& step, int64_t i, const S* gates) {
     const Geometry& g = p.g;
     const int64_t unit = step.unit;
-    Pack<S, R> a[Cell::kGates], c, h, saved[Cell::kSaved];
+    Pack<S, R> a[Cell::kGates], c, h, saved[Cell::kSaved], parameters[Cell::kParameters + 1];
     for (int k = 0; k < Cell::kGates; ++k)
       for (int r = 0; r < R; ++r) a[k].row[r] = Vec<S>::load(gates + r * kWidth + k * kLanes);
     for (int r = 0; r < R; ++r) c.row[r] = Vec<S>::load(w.c_row(g, job, i + r) + unit);
-    Cell::forward(*static_cast<const CellParams<S>*>(p.cell_params), a, c, h, saved);
+    load_unit_parameters<Cell>(g, w.unit_parameters[job.direction], w.c_stride, unit, parameters);
+    Cell::forward(*static_cast<const CellParams<S>*>(p.cell_params), a, parameters, c, h, saved);
 
     const int lanes = int(min64(kLanes, g.hidden_size - unit));
     for (int r = 0; r < R; ++r) {

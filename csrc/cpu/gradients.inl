@@ -29,7 +29,7 @@ struct RowList {
 template <class S>
 struct StepBlocks {
   int64_t steps;          // of one block, but the last
-  S* grad_gates;          // [rows of a block, D, kGates, H]
+  S* grad_gates;          // [rows of a block, D, kGates and unit parameters, H]
   S* grad_hidden_state;   // [rows of a block, D, P] when projecting: gradient of h
   int64_t index;
 
@@ -51,6 +51,13 @@ struct StepBlocks {
     return direction == 0 ? t / steps < index : (g.steps - 1 - t) / steps <= index;
   }
 };
+
+// Elements of a row of gradients of the gates; the gradients of the cell's per-unit parameters at this step follow
+// those of the gates, since both are summed over the rows.
+template <class Cell, class Operand>
+CUSTOMLSTM_INLINE int64_t gradient_row(const Geometry& g) {
+  return Operand::elements((Cell::kGates + g.unit_parameters) * g.hidden_size);
+}
 
 constexpr int64_t kWeightDepth = 256;   // rows of the call a block of the weight gradient's product goes over
 constexpr int64_t kInputRows = 48;      // rows of the call a block of the input gradient covers, usually
@@ -76,8 +83,9 @@ struct GradientScratch {
   CUSTOMLSTM_INLINE void layout_thread(Arena& arena, const Geometry& g, int64_t gate_rows, bool weights,
                                        int64_t input_rows) {
     panel = arena.take<S>(weights ? kWeightDepth * panel_width<S>() : 0);
-    row = arena.take<S>(weights ? gate_rows : 0);
-    sum = arena.take<S>(weights ? gate_rows : 0);
+    const int64_t values = gate_rows + g.unit_parameters * g.hidden_size;
+    row = arena.take<S>(weights ? values : 0);
+    sum = arena.take<S>(weights ? values : 0);
     grad_input = arena.take<S>(input_rows * padded<S>(g.input_size));
     rows = arena.take<const S*>(input_rows);
   }
@@ -148,7 +156,7 @@ struct Gradients {
 
   CUSTOMLSTM_INLINE const S* gate_row(int64_t n, int64_t d) const {
     const int64_t at = blocks.at(p.g, d, list.time[n], list.column[n]);
-    return blocks.grad_gates + at * Operand::elements(Cell::kGates * p.g.hidden_size);
+    return blocks.grad_gates + at * gradient_row<Cell, Operand>(p.g);
   }
   // The rows of this block, as positions in the list.
   CUSTOMLSTM_INLINE Range rows(int64_t d) const {
@@ -263,6 +271,9 @@ struct Gradients {
         if (to.w_hh) outer(d, Source::kHiddenState, g.output_size, part, static_cast<S*>(to.w_hh));
       }
     }
+    for (int64_t k = 0; k < g.unit_parameters; ++k) {
+      if (to.unit_parameters[k]) sum_unit_parameter(d, k, all, accumulate, static_cast<S*>(to.unit_parameters[k]));
+    }
     if (to.w_hr) {
       const Range tiles = share(ceil_div(g.output_size, kTileRows), rank, size);
       const int64_t begin = tiles.begin * kTileRows, end = min64(tiles.end * kTileRows, g.output_size);
@@ -294,15 +305,32 @@ struct Gradients {
       const S* from[kRows] = {};
       for (int64_t j = 0; j < kRows && k + j < part.depth; ++j) from[j] = gate_row(part.first + k + j, d);
       pack_factor_row(from, k / kRows, part, scratch.factors);
-      for (int64_t j = 0; bias && j < kRows && from[j]; ++j) add_to_bias(from[j], k + j, part);
+      for (int64_t j = 0; bias && j < kRows && from[j]; ++j) add_to_sums(from[j], k + j, part);
     }
-    if (!bias) return;
+    if (bias) store_sums(part, 0, bias);
+  }
+
+  // The gradient of a per-unit parameter is the sum of what the cell left beside the gates.
+  void sum_unit_parameter(int64_t d, int64_t k, Range all, bool accumulate, S* to) const {
+    const int64_t offset = (Cell::kGates + k) * p.g.hidden_size;
+    const Range units = share(p.g.hidden_size, rank, size);
+    for (int64_t first = all.begin; first < all.end; first += kWeightDepth) {
+      const int64_t depth = min64(kWeightDepth, all.end - first);
+      const Part part = {first, depth, offset + units.begin, offset + units.end, accumulate || first > all.begin};
+      for (int64_t row = 0; row < depth; ++row) add_to_sums(gate_row(first + row, d), row, part);
+      store_sums(part, offset, to);
+    }
+  }
+  CUSTOMLSTM_INLINE void store_sums(const Part& part, int64_t offset, S* to) const {
     end_block(part, part.depth <= kGradientSumBlock);
-    for (int64_t m = part.begin; m < part.end; ++m) bias[m] = (part.accumulate ? bias[m] : S(0)) + scratch.sum[m];
+    for (int64_t m = part.begin; m < part.end; ++m) {
+      S& sum = to[m - offset];
+      sum = (part.accumulate ? sum : S(0)) + scratch.sum[m];
+    }
   }
 
   // Row k of a part, summed in blocks.
-  CUSTOMLSTM_INLINE void add_to_bias(const S* from, int64_t k, const Part& part) const {
+  CUSTOMLSTM_INLINE void add_to_sums(const S* from, int64_t k, const Part& part) const {
     if (k % kGradientSumBlock > 0) {
       for (int64_t m = part.begin; m < part.end; ++m) scratch.row[m] += Operand::get(from, m);
     } else {

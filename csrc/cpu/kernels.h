@@ -38,6 +38,7 @@ struct Geometry {
   int64_t hidden_size;  // H
   int64_t output_size;  // P: size of the hidden state h_t, H without projection
   int64_t directions;   // D
+  int64_t unit_parameters;   // of the cell that this call has
   bool bias;
   bool projection;
 
@@ -54,6 +55,7 @@ struct Geometry {
 
 struct DirectionWeights {
   const void *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;   // storage type, contiguous; biases and w_hr may be null
+  const void* unit_parameters[kMaxUnitParameters];   // [H] each, as many as Geometry says
 };
 
 // Pointers are the caller's; nothing is kept after the call. S is the accumulation type (double for float64, else
@@ -97,6 +99,7 @@ struct BackwardParams {
   void* grad_c_0;
   struct {
     void *w_ih, *w_hh, *bias, *w_hr;   // S, or null: not wanted; bias serves b_ih and b_hh
+    void* unit_parameters[kMaxUnitParameters];
   } grad_weights[2];
   void* workspace;
 };

@@ -64,6 +64,25 @@ CUSTOMLSTM_INLINE bool is_first(const Geometry& g, int64_t direction, int64_t t,
   return direction == 0 ? t == 0 : t + 1 == g.lengths[column];
 }
 
+// The cell's per-unit parameters of one direction in the accumulation type: [unit_parameters][stride], zero beyond H.
+template <class T, class S>
+CUSTOMLSTM_INLINE void widen_unit_parameters(const Geometry& g, const DirectionWeights& from, int64_t stride, S* to) {
+  for (int64_t k = 0; k < g.unit_parameters; ++k) {
+    widen(static_cast<const T*>(from.unit_parameters[k]), 1, to + k * stride, g.hidden_size);
+    for (int64_t unit = g.hidden_size; unit < stride; ++unit) to[k * stride + unit] = S(0);
+  }
+}
+
+// The parameters of the units from `unit` on, the same for R rows; those that the call does not have are zero.
+template <class Cell, class S, int R>
+CUSTOMLSTM_INLINE void load_unit_parameters(const Geometry& g, const S* from, int64_t stride, int64_t unit,
+                                            Pack<S, R>* to) {
+  for (int k = 0; k < Cell::kParameters; ++k) {
+    const Vec<S> w = k < g.unit_parameters ? Vec<S>::load(from + k * stride + unit) : Vec<S>::broadcast(S(0));
+    for (int r = 0; r < R; ++r) to[k].row[r] = w;
+  }
+}
+
 // Calls `work` for this thread's jobs, or for its part of the team's.
 template <class Params, class Workspace>
 CUSTOMLSTM_INLINE void each_job(const Params& p, const Workspace& w, Team& team, int rank,

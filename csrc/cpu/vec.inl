@@ -218,6 +218,15 @@ CUSTOMLSTM_PACK_BINARY(-)
 CUSTOMLSTM_PACK_BINARY(*)
 #undef CUSTOMLSTM_PACK_BINARY
 
+// x where m > 0, else 0.
+template <class S, int R>
+CUSTOMLSTM_INLINE Pack<S, R> where_positive(const Pack<S, R>& m, const Pack<S, R>& x) {
+  const Vec<S> zero = Vec<S>::broadcast(S(0));
+  Pack<S, R> y;
+  for (int r = 0; r < R; ++r) y.row[r] = select_gt(m.row[r], zero, x.row[r], zero);
+  return y;
+}
+
 template <class S, int R>
 CUSTOMLSTM_INLINE Pack<S, R> fma(const Pack<S, R>& a, const Pack<S, R>& b, const Pack<S, R>& c) {
   Pack<S, R> y;

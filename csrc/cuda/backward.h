@@ -8,6 +8,7 @@
 
 #include "block.h"
 #include "scalar.h"
+#include "unit_parameters.h"
 
 namespace customlstm {
 namespace cuda {
@@ -21,11 +22,13 @@ struct BackwardKernelParams {
   const T* c_0;
   const S* c_all;
   const S* gates;
+  UnitParameters<T> unit_parameters;
   const T* grad_output;
   const T* grad_h_n;
   const T* grad_c_n;
   const S* grad_c_all;
   T* grad_gates;
+  S* grad_unit_parameters;
   T* grad_state;
   T* grad_h_0;
   T* grad_c_0;
@@ -47,6 +50,7 @@ struct BackwardKernel {
     bool active, cut, last;
     int64_t b, unit, row;
     S saved[CellT::kSaved], c, c_prev, dh, dc;
+    Scalar<S> parameters[CellT::kParameters + 1];
   };
 
   const Params& p;
@@ -131,6 +135,7 @@ struct BackwardKernel {
     for (int k = 0; k < CellT::kSaved; ++k) {
       item.saved[k] = gates.read(block.in_rows(item.row, CellT::kSaved * g.hidden_size, k * g.hidden_size + item.unit));
     }
+    load_unit_parameters<M, CellT>(p.unit_parameters, block.direction, g.hidden_size, item.unit, item.parameters);
     const auto c_all = array(p.c_all, wide, "c_all");
     const int64_t state = block.in_states(item.b, g.hidden_size, item.unit);
     item.c = c_all.read(block.in_rows(item.row, g.hidden_size, item.unit));
@@ -176,11 +181,12 @@ struct BackwardKernel {
       return;
     }
     const S product = block.sum(g.projection ? p.r.second : p.r.first, index % units, index / units);
-    Scalar<S> saved[CellT::kSaved], dc = {item.dc}, da[kGates], dh;
+    Scalar<S> saved[CellT::kSaved], dc = {item.dc}, da[kGates], dh, d_parameters[CellT::kParameters + 1];
 #pragma unroll
     for (int k = 0; k < CellT::kSaved; ++k) saved[k].x = item.saved[k];
     dh.x = g.projection ? product : item.last || item.cut ? item.dh : item.dh + product;
-    CellT::backward(p.cell, saved, Scalar<S>{item.c_prev}, Scalar<S>{item.c}, dh, dc, da);
+    CellT::backward(p.cell, saved, item.parameters, Scalar<S>{item.c_prev}, Scalar<S>{item.c}, dh, dc, da,
+                    d_parameters);
 
     const int64_t state = block.in_states(item.b, g.hidden_size, item.unit);
     grad_cells().write(state, dc.x);
@@ -195,6 +201,19 @@ struct BackwardKernel {
     for (int k = 0; k < kGates; ++k) {
       to.write(block.in_rows(item.row, kGates * g.hidden_size, k * g.hidden_size + item.unit), M::narrow(da[k].x));
       operand.write(k * gate_depth + item.unit, column, M::to_element(da[k].x));
+    }
+    if constexpr (CellT::kParameters > 0) {
+      if (p.grad_unit_parameters) write_unit_parameters(item, d_parameters);
+    }
+  }
+
+  CUSTOMLSTM_DEVICE void write_unit_parameters(const Item& item, const Scalar<S>* gradients) const {
+    const Sizes& g = p.r.size;
+    const int64_t width = p.unit_parameters.count * g.hidden_size;
+    const auto to = array(p.grad_unit_parameters, g.rows * g.directions * width, "grad_unit_parameters");
+#pragma unroll
+    for (int k = 0; k < CellT::kParameters; ++k) {
+      if (k < p.unit_parameters.count) to.write(block.in_rows(item.row, width, k * g.hidden_size + item.unit), gradients[k].x);
     }
   }
 

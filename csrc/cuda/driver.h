@@ -98,6 +98,7 @@ class Driver {
     k.r = recurrence(w, p.size, p.sequences, tiling, false);
     k.cell = device_cell(launcher, w, p.cell);
     k.bias = w.bias;
+    k.unit_parameters = unit_parameters(p);
     k.gates_x = static_cast<const S*>(p.gates_x);
     k.output = static_cast<T*>(p.output);
     k.h_n = static_cast<T*>(p.h_n);
@@ -136,11 +137,13 @@ class Driver {
     k.c_0 = static_cast<const T*>(p.c_0);
     k.c_all = static_cast<const S*>(p.c_all);
     k.gates = static_cast<const S*>(p.gates);
+    k.unit_parameters = unit_parameters(p);
     k.grad_output = static_cast<const T*>(p.grad_output);
     k.grad_h_n = static_cast<const T*>(p.grad_h_n);
     k.grad_c_n = static_cast<const T*>(p.grad_c_n);
     k.grad_c_all = static_cast<const S*>(p.grad_c_all);
     k.grad_gates = static_cast<T*>(p.grad_gates);
+    k.grad_unit_parameters = static_cast<S*>(p.grad_unit_parameters);
     k.grad_state = static_cast<T*>(p.grad_state);
     k.grad_h_0 = static_cast<T*>(p.grad_h_0);
     k.grad_c_0 = static_cast<T*>(p.grad_c_0);
@@ -204,6 +207,17 @@ class Driver {
       p.grid = grid_for(count, PackWeights<M>::kThreads);
       launcher.template launch<PackWeights<M>>({p.grid, 1, 1, PackWeights<M>::kThreads, 0, 1, false}, p);
     }
+  }
+
+  template <class Params>
+  static UnitParameters<T> unit_parameters(const Params& p) {
+    UnitParameters<T> parameters = {{}, p.cell.unit_parameters};
+    for (int d = 0; d < p.size.directions; ++d) {
+      for (int k = 0; k < p.cell.unit_parameters; ++k) {
+        parameters.of[d][k] = static_cast<const T*>(p.weights[d].unit_parameters[k]);
+      }
+    }
+    return parameters;
   }
 
   // The cell's parameters with its tables in device memory.

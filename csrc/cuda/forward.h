@@ -6,6 +6,7 @@
 
 #include "block.h"
 #include "scalar.h"
+#include "unit_parameters.h"
 
 namespace customlstm {
 namespace cuda {
@@ -18,6 +19,7 @@ struct ForwardKernelParams {
   CellParams<S> cell;
   const S* bias;        // [D, 4, H]: the sum of both
   const S* gates_x;     // [rows, D, 4, H], may be the array `gates`
+  UnitParameters<T> unit_parameters;
   T* output;            // [rows, D, P]
   T* h_n;
   T* c_n;
@@ -42,6 +44,7 @@ struct ForwardKernel {
     bool active, cut;
     int64_t b, unit, row;
     S gates[kGates], c;
+    Scalar<S> parameters[CellT::kParameters + 1];
   };
 
   const Params& p;
@@ -94,6 +97,7 @@ struct ForwardKernel {
     item.row = step_row(p.r, t) + item.b;
     item.cut = block.is_cut_before(t, item.b);
     item.c = item.cut ? S(0) : cells().read(block.in_states(item.b, g.hidden_size, item.unit));
+    load_unit_parameters<M, CellT>(p.unit_parameters, block.direction, g.hidden_size, item.unit, item.parameters);
     const auto x = array(p.gates_x, g.rows * g.directions * kGates * g.hidden_size, "gates_x");
     const auto bias = array(p.bias, g.directions * kGates * g.hidden_size, "bias");
 #pragma unroll
@@ -126,7 +130,7 @@ struct ForwardKernel {
       const S product = block.sum(p.r.first, k * units + index % units, index / units);
       a[k].x = item.cut ? item.gates[k] : item.gates[k] + product;
     }
-    CellT::forward(p.cell, a, c, h, saved);
+    CellT::forward(p.cell, a, item.parameters, c, h, saved);
 
     const int64_t state = block.in_states(item.b, g.hidden_size, item.unit);
     const int64_t states = g.directions * g.batch * g.hidden_size, at = block.in_rows(item.row, g.hidden_size, item.unit);

@@ -34,6 +34,7 @@ struct Sequences {
 
 struct DirectionWeights {
   const void *w_hh, *b_ih, *b_hh, *w_hr;  // T [4H, P], [4H], [4H], [P, H], contiguous; biases and w_hr may be null
+  const void* unit_parameters[kMaxUnitParameters];  // T [H] each, as many as the cell has
 };
 
 // The tables of a piecewise-linear cell live in host memory and travel as kernel arguments.
@@ -42,6 +43,7 @@ struct HostCell {
   const void* params;       // host: CellParams<S>
   const void* tables;       // host: S [table_count], what the pointers in params point into
   int64_t table_count;
+  int32_t unit_parameters;
 };
 
 struct ForwardParams {
@@ -74,6 +76,7 @@ struct BackwardParams {
   const void* grad_c_n;     // T [D, B, H] or null
   const void* grad_c_all;   // S [rows, D * H] or null
   void* grad_gates;         // T [rows, D, 4, H]: gradient of the pre-activations; rows beyond a length are not written
+  void* grad_unit_parameters;  // S [rows, D, unit parameters, H] or null: their gradients at each step, as above
   void* grad_state;         // T [rows, D, P] when projecting: gradient of h_t
   void* grad_h_0;           // T [D, B, P] or null: not wanted
   void* grad_c_0;           // T [D, B, H] or null

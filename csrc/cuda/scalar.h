@@ -24,6 +24,10 @@ CUSTOMLSTM_DEVICE Scalar<double> fma(Scalar<double> a, Scalar<double> b, Scalar<
   return {::fma(a.x, b.x, c.x)};
 }
 
+// x where m > 0, else 0.
+template <class S>
+CUSTOMLSTM_DEVICE Scalar<S> where_positive(Scalar<S> m, Scalar<S> x) { return {m.x > S(0) ? x.x : S(0)}; }
+
 CUSTOMLSTM_DEVICE float sigmoid(float x) { return device::fast_sigmoid(x); }
 CUSTOMLSTM_DEVICE double sigmoid(double x) { return 1.0 / (1.0 + ::exp(-x)); }
 CUSTOMLSTM_DEVICE float tanh(float x) { return device::fast_tanh(x); }

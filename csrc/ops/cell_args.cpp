@@ -9,6 +9,7 @@ namespace customlstm {
 namespace {
 
 constexpr size_t kHeader = 4;   // kind, alpha, beta, number of knots
+constexpr size_t kOptions = 4;  // peephole, coupled gates, gate clip, cell clip; none of them where there are no more numbers
 
 const char* const kRoles[3] = {"gate_activation", "cell_activation", "output_activation"};
 
@@ -55,6 +56,11 @@ void point_into(const S*& tables, int32_t segments, Activation<S>& f) {
 
 bool is(const Activation<double>& f, ActivationKind kind) { return f.kind == kind; }
 
+Activation<double> clip_to(double limit) {
+  const ActivationKind kind = limit > 0 ? ActivationKind::kHardTanh : ActivationKind::kIdentity;
+  return {kind, 0, -limit, limit, nullptr, nullptr, nullptr};
+}
+
 Activation<float> narrow(const Activation<double>& f) {
   return {f.kind, f.segments, static_cast<float>(f.alpha), static_cast<float>(f.beta), nullptr, nullptr, nullptr};
 }
@@ -66,11 +72,12 @@ CellArgs::CellArgs(const std::string& name, const std::vector<double>& args) {
   Activation<double>* const activations[3] = {&double_params_.gate, &double_params_.cell, &double_params_.output};
   size_t at = 0;
   for (int k = 0; k < 3; ++k) at = read_activation(args, at, kRoles[k], tables_, *activations[k]);
-  check(at == args.size(), "cell_args has ", args.size(), " values, of which only ", at,
-        " describe activations; this library is older or newer than the Python package, rebuild it");
+  read_options(args, at);
 
   float_tables_.assign(tables_.begin(), tables_.end());
-  float_params_ = {narrow(double_params_.gate), narrow(double_params_.cell), narrow(double_params_.output)};
+  const CellParams<double>& p = double_params_;
+  float_params_ = {narrow(p.gate),      narrow(p.cell),      narrow(p.output), narrow(p.gate_clip),
+                   narrow(p.cell_clip), p.peephole, p.coupled_gates};
   Activation<float>* const float_activations[3] = {&float_params_.gate, &float_params_.cell, &float_params_.output};
   const double* doubles = tables_.data();
   const float* floats = float_tables_.data();
@@ -78,10 +85,34 @@ CellArgs::CellArgs(const std::string& name, const std::vector<double>& args) {
     point_into(doubles, activations[k]->segments, *activations[k]);
     point_into(floats, float_activations[k]->segments, *float_activations[k]);
   }
-  const bool standard = is(double_params_.gate, ActivationKind::kSigmoid) &&
-                        is(double_params_.cell, ActivationKind::kTanh) &&
-                        is(double_params_.output, ActivationKind::kTanh);
+  const bool options = p.peephole || p.coupled_gates || !is(p.gate_clip, ActivationKind::kIdentity) ||
+                       !is(p.cell_clip, ActivationKind::kIdentity);
+  const bool standard = !options && is(p.gate, ActivationKind::kSigmoid) && is(p.cell, ActivationKind::kTanh) &&
+                        is(p.output, ActivationKind::kTanh);
   kind_ = standard ? CellKind::kStandard : CellKind::kConfigurable;
+}
+
+void CellArgs::read_options(const std::vector<double>& args, size_t at) {
+  const size_t left = args.size() - at;
+  check(left == 0 || left == kOptions, "cell_args has ", args.size(), " values, of which ", at,
+        " describe activations; expected none or ", kOptions,
+        " more. This library is older or newer than the Python package, rebuild it");
+  const double none[kOptions] = {};
+  const double* const options = left == 0 ? none : args.data() + at;
+  for (int k = 0; k < 2; ++k) {
+    check(options[k] == 0 || options[k] == 1, "cell_args: ", k == 0 ? "peephole" : "coupled_gates", " is ", options[k],
+          ", expected 0 or 1");
+    const double clip = options[2 + k];
+    check(clip >= 0 && std::isfinite(clip), "cell_args: ", k == 0 ? "gate_clip" : "cell_clip", " is ", clip,
+          ", expected a positive number, or 0 for none");
+  }
+  double_params_.peephole = options[0] != 0;
+  double_params_.coupled_gates = options[1] != 0;
+  double_params_.gate_clip = clip_to(options[2]);
+  double_params_.cell_clip = clip_to(options[3]);
+  if (!double_params_.peephole) return;
+  unit_parameters_ = {"peephole_i", "peephole_f", "peephole_o"};
+  if (double_params_.coupled_gates) unit_parameters_ = {"peephole_i", "peephole_o"};
 }
 
 const void* CellArgs::params(StorageType type) const {

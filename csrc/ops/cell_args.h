@@ -15,6 +15,8 @@ class CellArgs {
   CellArgs(const std::string& name, const std::vector<double>& args);
 
   CellKind kind() const { return kind_; }
+  // Parameters with one value a hidden unit, which follow the weights of each direction in this order.
+  const std::vector<std::string>& unit_parameters() const { return unit_parameters_; }
   // CellParams of the accumulation type of `type`; lives as long as this object.
   const void* params(StorageType type) const;
   // What the pointers in params point into: values of the accumulation type, one activation after the other.
@@ -22,7 +24,10 @@ class CellArgs {
   int64_t table_count() const { return static_cast<int64_t>(tables_.size()); }
 
  private:
+  void read_options(const std::vector<double>& args, size_t at);
+
   CellKind kind_;
+  std::vector<std::string> unit_parameters_;
   std::vector<double> tables_;
   std::vector<float> float_tables_;
   CellParams<double> double_params_;

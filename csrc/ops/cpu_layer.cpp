@@ -1,5 +1,8 @@
 #include "cpu_layer.h"
 
+#include <algorithm>
+#include <iterator>
+
 #include "dealt_sequences.h"
 #include "run_kernel.h"
 #include "scratch.h"
@@ -20,6 +23,7 @@ Geometry geometry(const LayerCall& call) {
   g.hidden_size = call.size.hidden_size;
   g.output_size = call.size.state_size;
   g.directions = call.size.directions;
+  g.unit_parameters = call.unit_parameters();
   g.bias = call.arguments.bias;
   g.projection = call.arguments.projection;
   return g;
@@ -42,7 +46,8 @@ class Call : public LayerCall {
     p.plan = plan;
     for (int64_t d = 0; d < g.directions; ++d) {
       const WeightPointers w = weights(d);
-      p.weights[d] = {w.w_ih, w.w_hh, w.b_ih, w.b_hh, w.w_hr};
+      p.weights[d] = {w.w_ih, w.w_hh, w.b_ih, w.b_hh, w.w_hr, {}};
+      std::copy(std::begin(w.unit_parameters), std::end(w.unit_parameters), p.weights[d].unit_parameters);
     }
     p.cell_params = cell.params(type);
     p.input = arguments.input.const_data_ptr();
@@ -158,7 +163,8 @@ LayerGradients cpu_layer_backward(const LayerArguments& a, const SavedTensors& s
     to.w_ih = pointer(0);
     to.w_hh = pointer(1);
     to.bias = !g.bias ? nullptr : pointer(2) ? pointer(2) : pointer(3);
-    to.w_hr = g.projection ? pointer(call.per_direction - 1) : nullptr;
+    to.w_hr = g.projection ? pointer(call.w_hr_index()) : nullptr;
+    for (int64_t k = 0; k < g.unit_parameters; ++k) to.unit_parameters[k] = pointer(call.first_unit_parameter() + k);
   }
 
   const int type = static_cast<int>(call.type), cell = static_cast<int>(call.cell.kind());

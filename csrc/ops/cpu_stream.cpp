@@ -26,7 +26,7 @@ struct Header {
   uint64_t magic;
   char isa[16];
   int64_t type;            // StorageType
-  int64_t bias, projection;
+  int64_t bias, projection, unit_parameters;
   int64_t w_ih, w_hh;      // WeightAccess
   int64_t batch, input_size, hidden_size, output_size;
   int64_t cell_args;      // number of doubles
@@ -41,6 +41,7 @@ Geometry geometry(const Header& header) {
   g.hidden_size = header.hidden_size;
   g.output_size = header.output_size;
   g.directions = 1;
+  g.unit_parameters = header.unit_parameters;
   g.bias = header.bias != 0;
   g.projection = header.projection != 0;
   return g;
@@ -55,7 +56,8 @@ bool is_plausible(const Header& h) {
   return h.type >= 0 && h.type < kStorageTypes && is_access(h.w_ih) && is_access(h.w_hh) && is_size(h.batch) &&
          is_size(h.input_size) && is_size(h.hidden_size) && is_size(h.output_size) && is_size(h.cell_args) &&
          h.batch > 0 && h.hidden_size > 0 && h.output_size > 0 &&
-         (h.projection != 0 || h.output_size == h.hidden_size) &&
+         (h.projection != 0 || h.output_size == h.hidden_size) && h.unit_parameters >= 0 &&
+         h.unit_parameters <= kMaxUnitParameters &&
          double(h.hidden_size) * double(h.input_size + h.output_size) < 1e15;
 }
 
@@ -77,9 +79,10 @@ size_t weights_bytes(const Header& header) {
   return kernels().packed_bytes[header.type](parameters(header));
 }
 
+const char* const kRemedy = "; make it anew with lstm_pack, in this process";
+
 // Whatever bytes come, only sizes that fit them are used.
 const Header& read_header(const Tensor& packed) {
-  const char* const kRemedy = "; make it anew with lstm_pack, in this process";
   check(packed.is_cpu() && packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() &&
             packed.numel() >= static_cast<int64_t>(sizeof(Header)) &&
             reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % kAlignment == 0,
@@ -103,11 +106,12 @@ const Header& read_header(const Tensor& packed) {
 
 Tensor cpu_pack(const std::vector<Tensor>& weights, const std::string& cell, const std::vector<double>& cell_args,
                 bool bias, bool projection, int64_t batch) {
-  const size_t count = 2 + (bias ? 2 : 0) + (projection ? 1 : 0);
-  check(weights.size() == count, "weights has ", weights.size(), " tensors, expected ", count,
-        " for this bias and projection");
-  check(batch > 0, "batch is ", batch, ", expected at least 1");
   const CellArgs checked(cell, cell_args);
+  const size_t w_hr = bias ? 4 : 2, first_parameter = w_hr + (projection ? 1 : 0);
+  const size_t count = first_parameter + checked.unit_parameters().size();
+  check(weights.size() == count, "weights has ", weights.size(), " tensors, expected ", count,
+        " for this bias, projection and cell");
+  check(batch > 0, "batch is ", batch, ", expected at least 1");
   const Tensor &w_ih = weights[0], &w_hh = weights[1];
   check(w_ih.is_cpu(), "weight_ih is not on the CPU; this kernel runs there only");
   check(w_hh.dim() == 2 && w_hh.size(0) % 4 == 0 && w_hh.size(0) > 0 && w_hh.size(1) > 0, "weight_hh has shape ",
@@ -119,6 +123,7 @@ Tensor cpu_pack(const std::vector<Tensor>& weights, const std::string& cell, con
   header.type = static_cast<int64_t>(storage_type(w_ih));
   header.bias = bias;
   header.projection = projection;
+  header.unit_parameters = static_cast<int64_t>(checked.unit_parameters().size());
   header.batch = batch;
   header.input_size = w_ih.size(1);
   header.hidden_size = w_hh.size(0) / 4;
@@ -131,7 +136,10 @@ Tensor cpu_pack(const std::vector<Tensor>& weights, const std::string& cell, con
     check_shape("bias_ih", weights[2], {4 * header.hidden_size});
     check_shape("bias_hh", weights[3], {4 * header.hidden_size});
   }
-  if (projection) check_shape("weight_hr", weights[count - 1], {header.output_size, header.hidden_size});
+  if (projection) check_shape("weight_hr", weights[w_hr], {header.output_size, header.hidden_size});
+  for (size_t k = first_parameter; k < count; ++k) {
+    check_shape(checked.unit_parameters()[k - first_parameter].c_str(), weights[k], {header.hidden_size});
+  }
   std::vector<Contiguous> contiguous;
   for (const Tensor& weight : weights) {
     check_like("each of the weights", weight, w_ih);
@@ -151,7 +159,10 @@ Tensor cpu_pack(const std::vector<Tensor>& weights, const std::string& cell, con
   if (!cell_args.empty()) std::memcpy(bytes + sizeof(Header), cell_args.data(), cell_args.size() * sizeof(double));
   ForwardParams p = parameters(header);
   p.weights[0] = {contiguous[0].data(), contiguous[1].data(), bias ? contiguous[2].data() : nullptr,
-                  bias ? contiguous[3].data() : nullptr, projection ? contiguous[count - 1].data() : nullptr};
+                  bias ? contiguous[3].data() : nullptr, projection ? contiguous[w_hr].data() : nullptr, {}};
+  for (size_t k = first_parameter; k < count; ++k) {
+    p.weights[0].unit_parameters[k - first_parameter] = contiguous[k].data();
+  }
   kernels().pack[header.type](p, bytes + header.weights_begin);
   return packed;
 }
@@ -183,6 +194,7 @@ Tensor cpu_stream(const Tensor& packed, const Tensor& input, const Tensor& h, co
   const char* const bytes = static_cast<const char*>(packed.const_data_ptr());
   const double* const args = reinterpret_cast<const double*>(bytes + sizeof(Header));
   const CellArgs cell("lstm", std::vector<double>(args, args + header.cell_args));
+  check(static_cast<int64_t>(cell.unit_parameters().size()) == header.unit_parameters, "packed is damaged", kRemedy);
   p.packed = bytes + header.weights_begin;
   p.cell_params = cell.params(type);
   p.input = input.const_data_ptr();

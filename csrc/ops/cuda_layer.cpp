@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
+#include <iterator>
 #include <map>
 #include <mutex>
 
@@ -133,9 +134,11 @@ class Call : public LayerCall {
     p.sequences = sequences_;
     for (int64_t d = 0; d < size.directions; ++d) {
       const WeightPointers w = weights(d);
-      p.weights[d] = {w.w_hh, w.b_ih, w.b_hh, w.w_hr};
+      p.weights[d] = {w.w_hh, w.b_ih, w.b_hh, w.w_hr, {}};
+      std::copy(std::begin(w.unit_parameters), std::end(w.unit_parameters), p.weights[d].unit_parameters);
     }
-    p.cell = {cell.kind(), cell.params(type), cell.tables(type), cell.table_count()};
+    p.cell = {cell.kind(), cell.params(type), cell.tables(type), cell.table_count(),
+              static_cast<int32_t>(unit_parameters())};
     p.c_0 = c_0.data();
   }
 
@@ -358,28 +361,29 @@ Tensor previous_hidden(const Call& call, const Tensor& output) {
   return previous;
 }
 
-// A copy of its own: two results of an op must not share memory.
-Tensor bias_gradient(const Call& call, const Tensor& sums, int64_t direction) {
-  const int64_t count = kGates * call.size.hidden_size;
+// `count` of the sums, a copy of its own: two results of an op must not share memory.
+Tensor part_of_sums(const Call& call, const Tensor& sums, int64_t first, int64_t count) {
   Tensor grad = call.empty({count}, call.input_type());
-  torch::stable::copy_(grad, torch::stable::narrow(const_cast<Tensor&>(sums), 0, direction * count, count));
+  torch::stable::copy_(grad, torch::stable::narrow(const_cast<Tensor&>(sums), 0, first, count));
   return grad;
 }
 
 // The gradients of the weights from those of the pre-activations, grad_gates [rows, D, 4, H], and of the hidden state
-// before the projection's transpose, grad_state [rows, D, P]: products with what was multiplied in forward.
+// before the projection's transpose, grad_state [rows, D, P]: products with what was multiplied in forward. Those of the
+// cell's own parameters are sums of grad_parameters [rows, D, unit parameters, H].
 std::vector<Tensor> weight_gradients(const Call& call, const SavedTensors& saved, const Tensor& grad_gates,
-                                     const Tensor& grad_state, const std::vector<int64_t>& needs) {
+                                     const Tensor& grad_parameters, const Tensor& grad_state,
+                                     const std::vector<int64_t>& needs) {
   const LayerSizes& size = call.size;
   const int64_t gate_rows = kGates * size.hidden_size, all_gates = size.directions * gate_rows;
   const int64_t count = static_cast<int64_t>(call.arguments.weights.size());
-  // Weight k of each direction: 0 w_ih, 1 w_hh, then b_ih and b_hh if there are, then w_hr.
+  // Weight k of each direction: 0 w_ih, 1 w_hh, then b_ih and b_hh if there are, then w_hr, then the cell's own.
   const auto wanted = [&](int64_t d, int64_t k) { return needs[3 + d * call.per_direction + k] != 0; };
   const auto anywhere = [&](int64_t k) { return wanted(0, k) || (size.directions == 2 && wanted(1, k)); };
-  const int64_t w_hr = call.per_direction - 1;
+  const int64_t w_hr = call.w_hr_index(), first_parameter = call.first_unit_parameter();
   const bool bias = call.arguments.bias, projection = call.arguments.projection;
 
-  std::optional<Tensor> x, previous, hidden, sums;
+  std::optional<Tensor> x, previous, hidden, sums, parameter_sums;
   if (anywhere(0)) x = call.input_rows_without_padding();
   if (anywhere(1)) previous = previous_hidden(call, saved.output);
   if (bias && (anywhere(2) || anywhere(3))) {
@@ -388,6 +392,10 @@ std::vector<Tensor> weight_gradients(const Call& call, const SavedTensors& saved
   if (projection && anywhere(w_hr)) {
     hidden = call.saved_type() == call.input_type() ? saved.hidden
                                                     : torch::stable::to(saved.hidden, call.input_type());
+  }
+  if (grad_parameters.numel() > 0) {
+    const int64_t width = call.unit_parameters() * call.hidden_width();
+    parameter_sums = column_sums(matrix(grad_parameters, size.rows, width), call.saved_type());
   }
   std::vector<Tensor> grads;
   for (int64_t n = 0; n < count; ++n) {
@@ -404,8 +412,11 @@ std::vector<Tensor> weight_gradients(const Call& call, const SavedTensors& saved
       const Tensor state = matrix(grad_state, size.rows, call.output_width(), d * size.state_size, size.state_size);
       const Tensor own = matrix(*hidden, size.rows, call.hidden_width(), d * size.hidden_size, size.hidden_size);
       grads.push_back(product(transposed(state), own));
+    } else if (k >= first_parameter) {
+      const int64_t at = d * call.unit_parameters() + k - first_parameter;
+      grads.push_back(part_of_sums(call, *parameter_sums, at * size.hidden_size, size.hidden_size));
     } else {
-      grads.push_back(bias_gradient(call, *sums, d));
+      grads.push_back(part_of_sums(call, *sums, d * gate_rows, gate_rows));
     }
   }
   return grads;
@@ -449,6 +460,14 @@ LayerGradients cuda_layer_backward(const LayerArguments& a, const SavedTensors& 
   const Tensor grad_gates = call.rows_tensor({size.directions, kGates, size.hidden_size}, input_type);
   const Tensor grad_state =
       a.projection ? call.rows_tensor({size.directions, size.state_size}, input_type) : call.empty({0}, input_type);
+  bool wants_parameters = false;
+  for (size_t k = 0; k < a.weights.size(); ++k) {
+    const bool own = static_cast<int64_t>(k) % call.per_direction >= call.first_unit_parameter();
+    wants_parameters = wants_parameters || (own && needs[3 + k] != 0);
+  }
+  const Tensor grad_parameters =
+      wants_parameters ? call.rows_tensor({size.directions, call.unit_parameters(), size.hidden_size}, call.saved_type())
+                       : call.empty({0}, call.saved_type());
   Tensor grad_h_0 = call.empty(needs[1] ? call.h_shape() : std::vector<int64_t>{0}, input_type);
   Tensor grad_c_0 = call.empty(needs[2] ? call.c_shape() : std::vector<int64_t>{0}, input_type);
 
@@ -461,6 +480,7 @@ LayerGradients cuda_layer_backward(const LayerArguments& a, const SavedTensors& 
   p.grad_c_n = grad_c_n.data();
   p.grad_c_all = grad_c_all.data();
   p.grad_gates = grad_gates.mutable_data_ptr();
+  p.grad_unit_parameters = wants_parameters ? grad_parameters.mutable_data_ptr() : nullptr;
   p.grad_state = a.projection ? grad_state.mutable_data_ptr() : nullptr;
   p.grad_h_0 = needs[1] ? grad_h_0.mutable_data_ptr() : nullptr;
   p.grad_c_0 = needs[2] ? grad_c_0.mutable_data_ptr() : nullptr;
@@ -477,7 +497,7 @@ LayerGradients cuda_layer_backward(const LayerArguments& a, const SavedTensors& 
     Tensor out = matrix(grad_input, size.rows, size.input_size);
     multiply(matrix(grad_gates, size.rows, kGates * call.hidden_width()), call.input_weights(), out);
   }
-  return {grad_input, grad_h_0, grad_c_0, weight_gradients(call, saved, grad_gates, grad_state, needs)};
+  return {grad_input, grad_h_0, grad_c_0, weight_gradients(call, saved, grad_gates, grad_parameters, grad_state, needs)};
 }
 
 }  // namespace customlstm

@@ -25,9 +25,9 @@ LayerCall::LayerCall(const LayerArguments& a)
       cell(a.cell, a.cell_args),
       sequences(a.input, batch_of(a), a.batch_sizes, a.lengths, a.resets) {
   size.directions = a.bidirectional ? 2 : 1;
-  per_direction = 2 + (a.bias ? 2 : 0) + (a.projection ? 1 : 0);
+  per_direction = first_unit_parameter() + unit_parameters();
   check(static_cast<int64_t>(a.weights.size()) == size.directions * per_direction, "weights has ", a.weights.size(),
-        " tensors, expected ", size.directions * per_direction, " for this bias, projection and bidirectional");
+        " tensors, expected ", size.directions * per_direction, " for this bias, projection, bidirectional and cell");
   size.steps = sequences.steps();
   size.batch = sequences.batch();
   size.rows = sequences.rows();
@@ -54,29 +54,35 @@ LayerCall::LayerCall(const LayerArguments& a)
 }
 
 void LayerCall::read_weights(int64_t d) {
-  static const char* const kNames[2][5] = {
-      {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"},
-      {"weight_ih_reverse", "weight_hh_reverse", "bias_ih_reverse", "bias_hh_reverse", "weight_hr_reverse"}};
   const Tensor* w = &arguments.weights[d * per_direction];
   const int64_t gate_rows = kGates * size.hidden_size;
-  check_shape(kNames[d][0], w[0], {gate_rows, size.input_size});
-  check_shape(kNames[d][1], w[1], {gate_rows, size.state_size});
-  if (arguments.bias) {
-    check_shape(kNames[d][2], w[2], {gate_rows});
-    check_shape(kNames[d][3], w[3], {gate_rows});
-  }
-  if (arguments.projection) check_shape(kNames[d][4], w[per_direction - 1], {size.state_size, size.hidden_size});
-  for (int64_t k = 0; k < per_direction; ++k) {
-    const int64_t name = k == per_direction - 1 && arguments.projection ? 4 : k;
-    check_like(kNames[d][name], w[k], arguments.input);
+  const auto read = [&](int64_t k, const char* weight, std::initializer_list<int64_t> shape) {
+    const std::string name = std::string(weight) + (d == 0 ? "" : "_reverse");
+    check_shape(name.c_str(), w[k], shape);
+    check_like(name.c_str(), w[k], arguments.input);
     weights_.emplace_back(w[k]);
+  };
+  read(0, "weight_ih", {gate_rows, size.input_size});
+  read(1, "weight_hh", {gate_rows, size.state_size});
+  if (arguments.bias) {
+    read(2, "bias_ih", {gate_rows});
+    read(3, "bias_hh", {gate_rows});
+  }
+  if (arguments.projection) read(w_hr_index(), "weight_hr", {size.state_size, size.hidden_size});
+  for (int64_t k = 0; k < unit_parameters(); ++k) {
+    read(first_unit_parameter() + k, cell.unit_parameters()[k].c_str(), {size.hidden_size});
   }
 }
 
 WeightPointers LayerCall::weights(int64_t d) const {
   const Contiguous* w = &weights_[d * per_direction];
-  return {w[0].data(), w[1].data(), arguments.bias ? w[2].data() : nullptr, arguments.bias ? w[3].data() : nullptr,
-          arguments.projection ? w[per_direction - 1].data() : nullptr};
+  WeightPointers pointers = {w[0].data(), w[1].data(), arguments.bias ? w[2].data() : nullptr,
+                             arguments.bias ? w[3].data() : nullptr,
+                             arguments.projection ? w[w_hr_index()].data() : nullptr, {}};
+  for (int64_t k = 0; k < unit_parameters(); ++k) {
+    pointers.unit_parameters[k] = w[first_unit_parameter() + k].data();
+  }
+  return pointers;
 }
 
 std::vector<int64_t> LayerCall::rows_shape(std::initializer_list<int64_t> last) const {

@@ -63,6 +63,7 @@ struct LayerSizes {
 // The weights of one direction as contiguous arrays; what the call does not have is null.
 struct WeightPointers {
   const void *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
+  const void* unit_parameters[kMaxUnitParameters];
 };
 
 // A checked call: every shape, dtype and device fits the others, weights and states are contiguous, the cell is known.
@@ -76,6 +77,10 @@ class LayerCall {
   int64_t output_width() const { return size.directions * size.state_size; }
   int64_t hidden_width() const { return size.directions * size.hidden_size; }
   WeightPointers weights(int64_t direction) const;
+  // Where in the weights of a direction W_hr stands, and the first of the cell's per-unit parameters.
+  int64_t w_hr_index() const { return arguments.bias ? 4 : 2; }
+  int64_t first_unit_parameter() const { return w_hr_index() + (arguments.projection ? 1 : 0); }
+  int64_t unit_parameters() const { return static_cast<int64_t>(cell.unit_parameters().size()); }
   // Sizes of a tensor with rows, each of sizes `last`.
   std::vector<int64_t> rows_shape(std::initializer_list<int64_t> last) const;
 

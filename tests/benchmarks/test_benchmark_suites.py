@@ -19,7 +19,7 @@ from benchmarks import contenders, grid, interleaved, machine, measure, memory, 
 from customlstm import _binary
 
 ROOT = Path(__file__).resolve().parents[2]
-SUITES = ("layer", "step", "streaming", "lengths", "cells", "compiled")
+SUITES = ("layer", "step", "streaming", "lengths", "cells", "options", "compiled")
 needs_library = pytest.mark.skipif(not _binary.status().loaded, reason=_binary.status().reason)
 needs_marks = pytest.mark.skipif(
     not os.access("/proc/self/clear_refs", os.W_OK), reason="the system has no mark of memory to reset"

@@ -20,6 +20,9 @@ CELLS = [
     Cell(cell_activation=KNOTS),
     Cell(KNOTS, PiecewiseLinear([0, 1], [0, 1]), KNOTS),
     Cell(output_activation=("scaled_tanh", {"alpha": 1.7159, "beta": 2 / 3})),
+    Cell(peephole=True),
+    Cell("hard_sigmoid", coupled_gates=True, gate_clip=3),
+    Cell(output_activation=KNOTS, peephole=True, coupled_gates=True, gate_clip=2.5, cell_clip=1),
 ]
 
 
@@ -47,6 +50,9 @@ def test_encoding():
     assert name == "lstm"
     assert args == [7, 1 / 6, 0.5, 0, 13, 0, 0, 3, -1.5, 0.0, 2.0, -1.0, 0.25, 1.0, 4, 0.01, 0, 0]
     assert all(type(number) is float for number in args)
+    name, args = Cell(peephole=True, cell_clip=2).encode()
+    assert (name, args) == ("lstm", [0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 2])
+    assert Cell.decode(name, [*args[:12], 0, 0, 0, 0]).is_standard
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
@@ -76,7 +82,12 @@ def test_every_activation_decodes():
         ("lstm", [14, 0, 0, 0] * 3, "gate_activation has kind 14 with 0 knots"),
         ("lstm", [0.5, 0, 0, 0] * 3, "gate_activation has kind 0.5"),
         ("lstm", [0, 0, 0, 0, 1, 0, 0, 1, 5, 6, 0, 0, 0, 0], "cell_activation has kind 1 with 1 knots"),
-        ("lstm", [0, 0, 0, 0] * 4, "cell_args has 16 numbers, the three activations take 12"),
+        ("lstm", [0, 0, 0, 0] * 5, "cell_args has 20 numbers, the three activations take 12"),
+        ("lstm", [*[0, 0, 0, 0] * 3, 1], "expected none or 4 more: peephole, coupled_gates, gate_clip"),
+        ("lstm", [*[0, 0, 0, 0] * 3, 2, 0, 0, 0], "peephole is 2, expected 0 or 1"),
+        ("lstm", [*[0, 0, 0, 0] * 3, 0, 0.5, 0, 0], "coupled_gates is 0.5"),
+        ("lstm", [*[0, 0, 0, 0] * 3, 0, 0, -1, 0], "gate_clip .* greater than 0, got -1"),
+        ("lstm", [*[0, 0, 0, 0] * 3, 0, 0, 0, float("inf")], "cell_clip must be finite"),
         ("lstm", [13, 0, 0, 2, 1, 0, 0, 0] * 3, "must increase strictly"),
     ],
 )
@@ -116,8 +127,33 @@ def test_errors_name_the_argument(argument):
         Cell(**{argument: "swish"})
     with pytest.raises(TypeError, match=rf"{argument} must be an activation name"):
         Cell(**{argument: torch.tanh})
-    with pytest.raises(TypeError, match="peephole"):
-        Cell(peephole=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"peephole": 1}, TypeError, r"peephole must be True or False, got 1 \(int\)"),
+        ({"coupled_gates": None}, TypeError, "coupled_gates must be True or False"),
+        ({"gate_clip": 0}, ValueError, r"gate_clip clamps to \[-gate_clip, .* greater than 0"),
+        ({"cell_clip": -1.5}, ValueError, "got -1.5; None is for no clamp"),
+        ({"gate_clip": "3"}, TypeError, "gate_clip must be a number, got '3'"),
+        ({"gate_clip": True}, TypeError, "gate_clip must be a number"),
+        ({"cell_clip": float("nan")}, ValueError, "cell_clip must be finite"),
+    ],
+)
+def test_options_that_cannot_be(options, error, text):
+    with pytest.raises(error, match=text):
+        Cell(**options)
+
+
+def test_options():
+    cell = Cell(peephole=True, gate_clip=3)
+    assert (cell.peephole, cell.coupled_gates, cell.gate_clip, cell.cell_clip) == (True, False, 3.0, None)
+    assert cell.has_options and not Cell("hard_sigmoid").has_options
+    assert Cell("hard_sigmoid").unit_parameters == Cell(coupled_gates=True).unit_parameters == ()
+    assert cell.unit_parameters == ("peephole_i", "peephole_f", "peephole_o")
+    assert Cell(peephole=True, coupled_gates=True).unit_parameters == ("peephole_i", "peephole_o")
+    assert repr(cell) == str(cell) == "Cell(peephole=True, gate_clip=3.0)"
 
 
 def test_as_cell():

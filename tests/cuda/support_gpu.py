@@ -16,7 +16,6 @@ from support_ops import (
     make_call,
     run_layer,
     run_reference,
-    weight_names,
 )
 from torch import Tensor
 
@@ -90,7 +89,7 @@ def forward_and_backward(call: LayerCall, gradients: Sequence[Tensor | None]) ->
     results = torch.ops.customlstm.lstm_layer(*call.arguments(), 2)
     saved, needs = (results[0], *results[3:]), [1] * (3 + len(call.weights))
     *named, weights = torch.ops.customlstm.lstm_layer_backward(*gradients, *call.arguments(), *saved, needs)
-    names = ["input", "h_0", "c_0", *weight_names(call.bias, call.projection, call.bidirectional)]
+    names = ["input", "h_0", "c_0", *call.weight_names()]
     found = dict(zip(RESULTS, results, strict=False))
     return found | {f"gradient of {n}": g for n, g in zip(names, [*named, *weights], strict=True)}
 

@@ -80,15 +80,20 @@ class Layer:
 
     @property
     def per_direction(self) -> int:
-        return 2 + (2 if self.bias else 0) + (1 if self.projection else 0)
+        return len(self.names)
 
-    def weight(self, direction: int, name: str) -> Tensor | None:
-        names = [
+    @property
+    def names(self) -> list[str]:
+        return [
             "w_ih",
             "w_hh",
             *(["b_ih", "b_hh"] if self.bias else []),
             *(["w_hr"] if self.projection else []),
+            *self.cell.unit_parameters,
         ]
+
+    def weight(self, direction: int, name: str) -> Tensor | None:
+        names = self.names
         return self.weights[direction * self.per_direction + names.index(name)] if name in names else None
 
     def to(self, dtype: torch.dtype) -> "Layer":
@@ -126,6 +131,8 @@ class HostKernels:
     ) -> None:
         kept = [x if x is None else x.contiguous() for x in (*layer.sequences(), *_recurrent(layer), *arrays)]
         _, cell = layer.cell.encode()
+        if not layer.cell.has_options:
+            cell = [*cell, 0.0, 0.0, 0.0, 0.0]
         standard = layer.cell == Cell()
         numbers = [VARIANTS.index(tiling.variant), *astuple(tiling)[1:]]
         self._call(
@@ -178,9 +185,12 @@ class HostKernels:
         grad_state = torch.full([rows, directions, state], fill, dtype=dtype) if layer.projection else None
         grad_h_0 = torch.full([directions, batch, state], float("nan"), dtype=dtype)
         grad_c_0 = torch.full([directions, batch, hidden], float("nan"), dtype=dtype)
+        parameters = len(layer.cell.unit_parameters)
+        grad_parameters = torch.full([rows, directions, parameters, hidden], fill, dtype=sums)
         arrays = [
             layer.c_0, saved["c_all"], saved["gates"], grads["output"], grads["h_n"], grads["c_n"],
             grads["c_all"], grad_gates, grad_state, grad_h_0, grad_c_0,
+            grad_parameters if parameters else None,
         ]  # fmt: skip
         self._run("customlstm_backward", layer, math, tiling, arrays, seed)
         previous = torch.full([directions, rows, state], float("nan"), dtype=dtype)
@@ -200,6 +210,7 @@ class HostKernels:
                 own += [da.sum(0), da.sum(0)]
             if layer.projection:
                 own.append(grad_state[:, d].to(sums).T @ saved["hidden"][:, d].to(sums))
+            own += grad_parameters[:, d].sum(0).unbind()
             for k, grad in enumerate(own):
                 result[f"w{d * layer.per_direction + k}"] = grad
         result["input"] = result["input"].reshape(layer.input.shape)
@@ -216,7 +227,7 @@ class HostKernels:
 
 
 def _recurrent(layer: Layer) -> list[Tensor | None]:
-    names = ("w_hh", "b_ih", "b_hh", "w_hr")
+    names = ["w_hh", "b_ih", "b_hh", "w_hr", *layer.cell.unit_parameters, None, None, None][:7]
     return [layer.weight(d, name) if d < layer.sizes[5] else None for d in range(2) for name in names]
 
 

@@ -14,6 +14,10 @@ CELLS = [
     Cell("hard_sigmoid", PiecewiseLinear.fit("tanh", knots=5), "hard_tanh"),
     Cell("softsign", "elu", "leaky_relu"),
     Cell(PiecewiseLinear([-2.0, 0.5, 3.0], [0.0, 0.75, 1.0]), "softplus", "identity"),
+    Cell(peephole=True),
+    Cell("hard_sigmoid", peephole=True, coupled_gates=True, gate_clip=1.0),
+    Cell(gate_clip=0.5, cell_clip=0.3),
+    Cell("sigmoid", "softsign", peephole=True, gate_clip=1.5, cell_clip=0.4),
 ]
 # For the arithmetic that rounds: where an activation has a kink, a rounding more or less may change the
 # derivative.
@@ -21,7 +25,9 @@ SMOOTH_CELLS = [
     Cell(),
     Cell(),
     Cell("softsign", "softplus", "scaled_tanh"),
-    Cell("sigmoid", PiecewiseLinear.fit("tanh", knots=32), "elu"),
+    Cell("sigmoid", PiecewiseLinear.fit("tanh", knots=128), "elu"),
+    Cell(peephole=True),
+    Cell("sigmoid", "softsign", peephole=True, coupled_gates=True),
 ]
 # Largest error of a value of size 1: the rounding of the operands, times some growth over the few steps.
 TOLERANCES = {"fma64": 1e-12, "fma32": 5e-6, "tf32": 6e-3, "f16": 6e-3, "bf16": 5e-2}
@@ -45,11 +51,13 @@ def draw_layer(seed: int, math: str) -> Layer:
     def uniform(*shape: int, scale: float = 1.0) -> Tensor:
         return ((torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1) * scale).to(dtype)
 
+    cell = draw.choice(CELLS if math.startswith("fma") else SMOOTH_CELLS)
     weights: list[Tensor] = []
     for _ in range(directions):
         weights += [uniform(4 * hidden, inputs), uniform(4 * hidden, state, scale=hidden**-0.5)]
         weights += [uniform(4 * hidden), uniform(4 * hidden)] if bias else []
         weights += [uniform(state, hidden, scale=hidden**-0.5)] if projection else []
+        weights += [uniform(hidden) for _ in cell.unit_parameters]
     kind = draw.choice(["full", "lengths", "packed"])
     lengths = batch_sizes = None
     x = uniform(steps, batch, inputs)
@@ -66,7 +74,6 @@ def draw_layer(seed: int, math: str) -> Layer:
     resets = None
     if draw.random() < 0.4:
         resets = torch.rand(steps, batch, generator=generator) < 0.3
-    cell = draw.choice(CELLS if math.startswith("fma") else SMOOTH_CELLS)
     return Layer(x, weights, cell, bias, projection, bidirectional, h_0, c_0, lengths, batch_sizes, resets)
 
 

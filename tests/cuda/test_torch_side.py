@@ -19,7 +19,7 @@ import pytest
 import torch
 from support_compare import assert_close, assert_same_bits
 from support_host_kernels import sources
-from support_ops import Case, LayerCall, make_call, weight_names
+from support_ops import Case, LayerCall, make_call
 from torch import Tensor
 from torch.utils import cpp_extension
 
@@ -85,7 +85,7 @@ def run_layer(ops: Any, call: LayerCall, save: int = 2) -> dict[str, Tensor]:
     needs = [1, int(call.h_0 is not None), int(call.c_0 is not None)] + [1] * len(call.weights)
     saved = (results[0], *results[3:])
     *named, weights = ops.lstm_layer_backward(*grads, *call.arguments(), *saved, needs)
-    names = ["input", "h_0", "c_0", *weight_names(call.bias, call.projection, call.bidirectional)]
+    names = ["input", "h_0", "c_0", *call.weight_names()]
     return found | {f"gradient of {n}": g for n, g in zip(names, [*named, *weights], strict=True)}
 
 
@@ -98,7 +98,7 @@ def compare(host: Any, call: LayerCall, what: object, save: int = 2, tolerance: 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("layout", ["padded", "packed", "lengths", "no lengths"])
 def test_every_option(host: Any, layout: str, dtype: torch.dtype) -> None:
-    cells = ["standard"] if dtype == torch.bfloat16 else ["standard", "piecewise linear"]
+    cells = ["standard", "peephole"] + ([] if dtype == torch.bfloat16 else ["piecewise linear"])
     options = itertools.product(["none", "some"], [False, True], [0, 5], cells, [True, False])
     for resets, bidirectional, projection, cell, bias in options:
         case = Case(
@@ -200,7 +200,7 @@ def test_what_lies_in_the_padding_reaches_nothing(host: Any) -> None:
 
 
 def test_gradients_not_needed_are_empty(host: Any) -> None:
-    call = make_call(Case(4, 3, 5, 6, 2, bidirectional=True))
+    call = make_call(Case(4, 3, 5, 6, 2, bidirectional=True, cell="peephole"))
     results = host.lstm_layer(*call.arguments(), 2)
     grads = [torch.randn_like(x) for x in results[:4]]
     count = 3 + len(call.weights)

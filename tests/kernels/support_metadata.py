@@ -150,6 +150,26 @@ def changed_layers(
         yield f"cell_args truncated to {length}", padded.replace(cell_args=args[:length])
     yield "cell_args with more at the end", padded.replace(cell_args=[*args, 1.0])
     nan, inf = float("nan"), float("inf")
+    for options in (
+        [2, 0, 0, 0],
+        [0, 0.5, 0, 0],
+        [nan, 0, 0, 0],
+        [0, 0, -1, 0],
+        [0, 0, 0, inf],
+        [0, 0, nan, 0],
+    ):
+        yield f"options {options}", padded.replace(cell_args=[*args, *map(float, options)])
+    yield "peepholes without weights", padded.replace(cell_args=[*args, 1.0, 0.0, 0.0, 0.0])
+    peepholes = make_call(Case(cell="peephole", bidirectional=True))
+    yield "no peepholes with their weights", peepholes.replace(cell_args=peepholes.cell_args[:-4])
+    yield "a peephole weight too many", peepholes.replace(weights=[*peepholes.weights, peepholes.weights[-1]])
+    for name, weight in {
+        "of another size": peepholes.weights[-1][:-1],
+        "of two dimensions": peepholes.weights[-1].unsqueeze(0),
+        "of another dtype": peepholes.weights[-1].float(),
+        "on the meta device": peepholes.weights[-1].to("meta"),
+    }.items():
+        yield f"peephole weight {name}", peepholes.replace(weights=[*peepholes.weights[:-1], weight])
     for value in (-1.0, 14.0, 13.0, 0.5, 1e300, -1e300, nan, inf, -inf, float(2**31), float(2**63)):
         yield f"kind {value}", padded.replace(cell_args=[value, *args[1:]])
     for value in (-1.0, 1.0, 0.5, 1e300, nan, inf, -inf, float(2**62), float(2**63)):

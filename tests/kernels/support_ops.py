@@ -33,8 +33,26 @@ ACTIVATIONS: dict[str, Activation | PiecewiseLinear] = {
     "piecewise linear": PiecewiseLinear([-1.5, -0.5, 0.0, 0.4, 2.0], [-0.9, -0.6, 0.1, 0.3, 0.8]),
     "two knots": PiecewiseLinear([-1.0, 1.0], [0.2, 0.6]),
 }
+# The clips hold for some values of the calls made here, and not for others.
+OPTIONS: dict[str, Cell] = {
+    "peephole": Cell(peephole=True),
+    "coupled gates": Cell(coupled_gates=True),
+    "gate clip": Cell(gate_clip=0.6),
+    "cell clip": Cell(cell_clip=0.5),
+    "peephole and coupled gates": Cell("sigmoid", "softsign", peephole=True, coupled_gates=True),
+    "peephole and clips": Cell(peephole=True, gate_clip=0.75, cell_clip=0.5),
+    "all options": Cell(
+        "hard_sigmoid",
+        ACTIVATIONS["piecewise linear"],
+        peephole=True,
+        coupled_gates=True,
+        gate_clip=0.75,
+        cell_clip=0.5,
+    ),
+}
 CELLS: dict[str, Cell] = {
     "standard": Cell(),
+    **OPTIONS,
     "piecewise linear": Cell("hard_sigmoid", ACTIVATIONS["piecewise linear"], "softsign"),
     **{
         f"{name} {role}": Cell(**{f"{role}_activation": function})
@@ -118,20 +136,28 @@ class LayerCall:
     def leaves(self) -> dict[str, Tensor]:
         """The differentiable arguments by name, absent ones left out."""
         found = {"input": self.input, "h_0": self.h_0, "c_0": self.c_0}
-        names = weight_names(self.bias, self.projection, self.bidirectional)
-        found |= dict(zip(names, self.weights, strict=True))
+        found |= dict(zip(self.weight_names(), self.weights, strict=True))
         return {name: x for name, x in found.items() if x is not None}
 
+    def weight_names(self, bidirectional: bool | None = None) -> list[str]:
+        """In the order of ``weights``; of one direction only with ``bidirectional=False``."""
+        names = [
+            "w_ih",
+            "w_hh",
+            *(["b_ih", "b_hh"] if self.bias else []),
+            *(["w_hr"] if self.projection else []),
+        ]
+        names += Cell.decode(self.cell, self.cell_args).unit_parameters
+        both = self.bidirectional if bidirectional is None else bidirectional
+        return names + [f"{name}_reverse" for name in names] if both else names
 
-def weight_names(bias: bool, projection: bool, bidirectional: bool) -> list[str]:
-    names = ["w_ih", "w_hh", *(["b_ih", "b_hh"] if bias else []), *(["w_hr"] if projection else [])]
-    return names + [f"{name}_reverse" for name in names] if bidirectional else names
 
-
-def weight_shapes(features: int, hidden: int, projection: int, bias: bool) -> list[tuple[int, ...]]:
-    shapes: list[tuple[int, ...]] = [(4 * hidden, features), (4 * hidden, projection or hidden)]
-    shapes += [(4 * hidden,)] * 2 if bias else []
-    return shapes + ([(projection, hidden)] if projection else [])
+def weight_shapes(case: Case) -> list[tuple[int, ...]]:
+    gate_rows, state = 4 * case.hidden, case.projection or case.hidden
+    shapes: list[tuple[int, ...]] = [(gate_rows, case.features), (gate_rows, state)]
+    shapes += [(gate_rows,)] * 2 if case.bias else []
+    shapes += [(case.projection, case.hidden)] if case.projection else []
+    return shapes + [(case.hidden,)] * len(CELLS[case.cell].unit_parameters)
 
 
 def make_call(case: Case) -> LayerCall:
@@ -149,7 +175,7 @@ def make_call(case: Case) -> LayerCall:
     directions, state = 2 if case.bidirectional else 1, case.projection or case.hidden
     weights = []
     for _ in range(directions):
-        for shape in weight_shapes(case.features, case.hidden, case.projection, case.bias):
+        for shape in weight_shapes(case):
             weights.append(randn(*shape, scale=case.gain * (0.5 if len(shape) == 1 else shape[1] ** -0.5)))
     lengths = _lengths(case, generator)
     batch_sizes = None
@@ -236,7 +262,7 @@ def run_layer(
     """Results of an operator (default: the fused one), and the gradient of every argument."""
     operator = ops.lstm_layer if operator is None else operator
     leaves = {name: x.detach().requires_grad_() for name, x in call.leaves().items()}
-    weights = [leaves[n] for n in weight_names(call.bias, call.projection, call.bidirectional)]
+    weights = [leaves[name] for name in call.weight_names()]
     fresh = call.replace(input=leaves["input"], h_0=leaves.get("h_0"), c_0=leaves.get("c_0"), weights=weights)
     found = dict(zip(RESULTS, operator(*fresh.arguments(), SAVE_FOR_BACKWARD), strict=False))
     return differentiate({name: found[name] for name in results}, leaves)
@@ -250,7 +276,7 @@ def run_reference(call: LayerCall) -> dict[str, Tensor]:
 def run_cell(call: LayerCall, operator: Callable[..., Sequence[Tensor]] | None = None) -> dict[str, Tensor]:
     """h_1, c_1 and c_all of a single step: the first step and direction of a layer call that has states."""
     operator = ops.lstm_cell if operator is None else operator
-    names = weight_names(call.bias, call.projection, False)
+    names = call.weight_names(bidirectional=False)
     leaves = {"input": call.input[0], "h_0": call.h_0[0], "c_0": call.c_0[0]}
     leaves |= dict(zip(names, call.weights[: len(names)], strict=True))
     leaves = {name: x.detach().requires_grad_() for name, x in leaves.items()}

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-from support_ops import LayerCall, differentiate, weight_names
+from support_ops import LayerCall, differentiate
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
@@ -44,7 +44,7 @@ def run_nn_lstm(call: LayerCall) -> dict[str, Tensor]:
             output = output.data
         else:
             output, (h_n, c_n) = module(input, hx)
-    names = weight_names(call.bias, call.projection, call.bidirectional)
+    names = call.weight_names()
     leaves |= dict(zip(names, parameters.values(), strict=True))
     return differentiate({"output": output, "h_n": h_n, "c_n": c_n}, leaves)
 
@@ -57,22 +57,33 @@ def formula(*arguments: object) -> Sequence[Tensor]:
     """
     call = LayerCall(*arguments[:-1])  # type: ignore[arg-type]
     assert call.batch_sizes is None and call.lengths is None and call.resets is None and call.h_0 is not None
-    s_g, s_c, s_h = Cell.decode(call.cell, call.cell_args).bind(call.input)
+    cell = Cell.decode(call.cell, call.cell_args)
+    s_g, s_c, s_h = cell.bind(call.input)
+    zero = call.input.new_zeros(())
+
+    def bounded(x: Tensor, limit: float | None) -> Tensor:
+        return x if limit is None else F.hardtanh(x, -limit, limit)
+
     directions = 2 if call.bidirectional else 1
     per_direction = len(call.weights) // directions
     outputs, cells, last = [], [], []
     for d in range(directions):
         w_ih, w_hh, *others = call.weights[d * per_direction : (d + 1) * per_direction]
         b_ih, b_hh = others[:2] if call.bias else (None, None)
+        peepholes = dict(zip(cell.unit_parameters, others[2 * call.bias + call.projection :], strict=True))
+        p_i, p_f, p_o = (peepholes.get(f"peephole_{gate}", zero) for gate in "ifo")
         h, c = call.h_0[d], call.c_0[d]
         steps = list(range(call.input.size(0)))
         h_all, c_all = list(steps), list(steps)
         for t in reversed(steps) if d == 1 else steps:
             i, f, g, o = (F.linear(call.input[t], w_ih, b_ih) + F.linear(h, w_hh, b_hh)).chunk(4, -1)
-            c = s_g(f) * c + s_g(i) * s_c(g)
-            h = s_g(o) * s_h(c)
+            i, f = i + p_i * c, f + p_f * c
+            i = s_g(bounded(i, cell.gate_clip))
+            f = 1 - i if cell.coupled_gates else s_g(bounded(f, cell.gate_clip))
+            c = bounded(f * c + i * s_c(bounded(g, cell.gate_clip)), cell.cell_clip)
+            h = s_g(bounded(o + p_o * c, cell.gate_clip)) * s_h(c)
             if call.projection:
-                h = F.linear(h, others[-1])
+                h = F.linear(h, others[2 * call.bias])
             h_all[t], c_all[t] = h, c
         outputs.append(torch.stack(h_all))
         cells.append(torch.stack(c_all))

@@ -17,6 +17,7 @@ from support_compare import assert_close
 from support_ops import (
     ACTIVATIONS,
     CELLS,
+    OPTIONS,
     Case,
     make_call,
     ops,
@@ -159,7 +160,7 @@ def test_single_step(projection: int, bias: bool, cell: str) -> None:
         assert_close(actual, expected, f"B{batch} H{hidden}")
 
 
-@pytest.mark.parametrize("name", [name for name in CELLS if name.endswith(" gate")])
+@pytest.mark.parametrize("name", [*(name for name in CELLS if name.endswith(" gate")), *OPTIONS])
 def test_activations_in_a_single_step(name: str) -> None:
     call = make_call(Case(1, 7, 3, 17, cell=name))
     assert_close(run_cell(call), run_cell(call, ops.lstm_cell_reference), name)

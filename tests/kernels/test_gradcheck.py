@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support_ops import CELLS, Case, LayerCall, make_call, ops, weight_names
+from support_ops import CELLS, OPTIONS, Case, LayerCall, make_call, ops
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
@@ -25,7 +25,7 @@ def layer_function(call: LayerCall) -> tuple[Function, tuple[Tensor, ...]]:
 
     def function(*values: Tensor) -> tuple[Tensor, ...]:
         given = dict(zip(names, values, strict=True))
-        weights = [given[n] for n in weight_names(call.bias, call.projection, call.bidirectional)]
+        weights = [given[name] for name in call.weight_names()]
         fresh = call.replace(
             input=given["input"], h_0=given.get("h_0"), c_0=given.get("c_0"), weights=weights
         )
@@ -76,7 +76,7 @@ def test_some_arguments_without_gradient(frozen: str) -> None:
 
 @pytest.mark.parametrize("projection", [0, 2])
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
-@pytest.mark.parametrize("cell", ["standard", "piecewise linear", "softplus output"])
+@pytest.mark.parametrize("cell", ["standard", "piecewise linear", "softplus output", *OPTIONS])
 def test_single_step(projection: int, bias: bool, cell: str) -> None:
     call = make_call(Case(1, 2, 2, 3, projection, bias, cell=cell))
     options = (call.cell, call.cell_args, bias, projection > 0, 2)

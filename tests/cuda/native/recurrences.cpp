@@ -12,7 +12,8 @@ using namespace customlstm::cuda;
 
 namespace {
 
-// A cell from the op's own encoding: for each activation kind, alpha, beta, knots, then x and y of the knots.
+// A cell from the op's own encoding: for each activation kind, alpha, beta, knots, then x and y of the knots; then the
+// four options, which here are never left out.
 template <class S>
 struct TestCell {
   CellParams<S> params = {};
@@ -20,6 +21,10 @@ struct TestCell {
 
   explicit TestCell(const double* args) {
     Activation<S>* const activations[3] = {&params.gate, &params.cell, &params.output};
+    const auto clip_to = [](double limit) -> Activation<S> {
+      return {limit > 0 ? ActivationKind::kHardTanh : ActivationKind::kIdentity, 0, S(-limit), S(limit), nullptr,
+              nullptr, nullptr};
+    };
     std::vector<double> values;
     for (Activation<S>* f : activations) {
       const int n = int(args[3]);
@@ -30,6 +35,10 @@ struct TestCell {
       for (int j = 0; j + 1 < n; ++j) values.push_back((y[j + 1] - y[j]) / (x[j + 1] - x[j]));
       args = y + n;
     }
+    params.peephole = args[0] != 0;
+    params.coupled_gates = args[1] != 0;
+    params.gate_clip = clip_to(args[2]);
+    params.cell_clip = clip_to(args[3]);
     tables.assign(values.begin(), values.end());
     const S* at = tables.data();
     for (Activation<S>* f : activations) {
@@ -60,8 +69,8 @@ void* const* read_layer(Params& p, const int64_t* sizes, void* const* pointers) 
   p.sequences = read_sequences(pointers);
   void* const* at = pointers + 3;
   for (auto& w : p.weights) {
-    w = {at[0], at[1], at[2], at[3]};
-    at += 4;
+    w = {at[0], at[1], at[2], at[3], {at[4], at[5], at[6]}};
+    at += 7;
   }
   return at;
 }
@@ -82,8 +91,9 @@ void run(MathKind math, Params& p, const Tiling& tiling, int64_t standard, const
          int64_t (*workspace)(MathKind, const Params&, const Tiling&),
          void (*kernel)(MathKind, const Params&, const Tiling&, void*)) {
   const TestCell<S> test_cell(cell);
+  const int32_t peepholes = !test_cell.params.peephole ? 0 : test_cell.params.coupled_gates ? 2 : 3;
   p.cell = {standard ? CellKind::kStandard : CellKind::kConfigurable, &test_cell.params, test_cell.tables.data(),
-            int64_t(test_cell.tables.size())};
+            int64_t(test_cell.tables.size()), peepholes};
   // Of any content, as an allocator returns it.
   std::vector<char> memory(size_t(workspace(math, p, tiling)) + 256, char(0xa5));
   p.workspace = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.data()) + 255) / 256 * 256);
@@ -92,7 +102,8 @@ void run(MathKind math, Params& p, const Tiling& tiling, int64_t standard, const
 
 }  // namespace
 
-// pointers: step_row, lengths, resets; w_hh, b_ih, b_hh, w_hr of each of two directions; then the arrays of the struct.
+// pointers: step_row, lengths, resets; w_hh, b_ih, b_hh, w_hr and three peephole weights of each of two directions; then
+// the arrays of the struct.
 extern "C" int customlstm_forward(int64_t math, const int64_t* sizes, const int64_t* tiling, void* const* pointers,
                                   int64_t standard, const double* cell, uint64_t seed, char* error, int64_t size) {
   return guarded(error, size, [&] {
@@ -129,6 +140,7 @@ extern "C" int customlstm_backward(int64_t math, const int64_t* sizes, const int
     p.grad_state = at[8];
     p.grad_h_0 = at[9];
     p.grad_c_0 = at[10];
+    p.grad_unit_parameters = at[11];
     const MathKind kind = static_cast<MathKind>(math);
     const auto runner = kind == MathKind::kFma64 ? run<double, BackwardParams> : run<float, BackwardParams>;
     runner(kind, p, read_tiling(tiling), standard, cell, seed, backward_workspace, backward);

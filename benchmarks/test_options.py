@@ -1,0 +1,28 @@
+"""Options of the cell and of the module against the plain cell, all fused.
+
+nn.LSTM has none of them. What they compute is compared with plain PyTorch first, but for those that draw
+masks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from .contenders import MODULE_OPTIONS, OPTIONS, OURS, REFERENCE, option_references, options
+from .grid import Setting
+from .measure import DEVICE, TOLERANCES, Ratio, build, check_outputs, record
+
+SUITE = "options"
+RATIOS = [Ratio(f"plain / {name}", OURS, name, 1 / 1.25) for name in (*OPTIONS, *MODULE_OPTIONS)]
+
+
+@pytest.mark.usefixtures("tf32", "threads")
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_options(benchmark: Any, setting: Setting, mode: str) -> None:
+    runs = build(options(setting, mode, DEVICE))
+    references = build(option_references(setting, mode, DEVICE))
+    same = [(name, f"{name}, {REFERENCE}") for name in OPTIONS]
+    check_outputs({**runs, **references}, same, TOLERANCES[setting.dtype])
+    record(benchmark, runs, setting, mode, suite=SUITE, ours=OURS, ratios=RATIOS, memory_of=options)
