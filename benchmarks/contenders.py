@@ -33,7 +33,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cell clip": {"cell_clip": 1.0},
     "all of the cell": {"peephole": True, "coupled_gates": True, "gate_clip": 2.0, "cell_clip": 1.0},
 }
-MODULE_OPTIONS: dict[str, dict[str, Any]] = {"weight dropout": {"weight_dropout": 0.3}}
+MODULE_OPTIONS: dict[str, dict[str, Any]] = {
+    "recurrent dropout": {"recurrent_dropout": 0.3},
+    "weight dropout": {"weight_dropout": 0.3},
+}
 
 
 @lru_cache

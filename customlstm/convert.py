@@ -207,11 +207,11 @@ def to_torch(module: nn.Module) -> nn.LSTM | nn.LSTMCell:
 
     Raises:
         TypeError: another kind of module.
-        ValueError: a cell that is not the standard one, weight dropout, or a projecting ``LSTMCell``:
-            ``torch.nn`` has none of them.
+        ValueError: a cell that is not the standard one, recurrent or weight dropout, or a projecting
+            ``LSTMCell``: ``torch.nn`` has none of them.
     """
     _supported(module)
-    _without_weight_dropout(module, "torch.nn")
+    _without_dropouts(module, "torch.nn")
     cell = getattr(module, "cell", None)
     if isinstance(cell, Cell) and not cell.is_standard:
         raise ValueError(f"module has cell {cell}; torch.nn has only the standard one, Cell()")
@@ -251,7 +251,7 @@ def to_customlstm(
             modules.LSTMCell(module.input_size, module.hidden_size, **_cell_arguments(module), **options),
             module,
         )
-    options["weight_dropout"] = getattr(module, "weight_dropout", 0.0)
+    options |= {name: getattr(module, name, 0.0) for name in _DROPOUTS}
     return _filled(modules.LSTM(**_arguments(module), **options), module)
 
 
@@ -266,8 +266,8 @@ def to_compat(module: nn.Module, *, sequences: bool = True) -> compat.LSTM | com
 
     Raises:
         TypeError: another kind of module.
-        ValueError: what the hand-written form has not: a second direction, a projection, dropout between
-            layers or of weights, a cell with parameters of its own.
+        ValueError: what the hand-written form has not: a second direction, a projection, dropout of any kind,
+            a cell with parameters of its own.
     """
     _supported(module)
     if getattr(module, "bidirectional", False):
@@ -279,7 +279,7 @@ def to_compat(module: nn.Module, *, sequences: bool = True) -> compat.LSTM | com
             f"module has dropout={module.dropout} between layers; the hand-written LSTM has none: set "
             "module.dropout = 0 first"
         )
-    _without_weight_dropout(module, "the hand-written LSTM")
+    _without_dropouts(module, "the hand-written LSTM")
     weight = next(module.parameters())
     options: dict[str, Any] = {
         "cell": getattr(module, "cell", None),
@@ -306,12 +306,14 @@ def _supported(module: object) -> None:
         )
 
 
-def _without_weight_dropout(module: nn.Module, where: str) -> None:
-    rate = getattr(module, "weight_dropout", 0.0)
-    if rate:
-        raise ValueError(
-            f"module has weight_dropout={rate}, which {where} has not; set module.weight_dropout = 0 first"
-        )
+_DROPOUTS = ("recurrent_dropout", "weight_dropout")
+
+
+def _without_dropouts(module: nn.Module, where: str) -> None:
+    for name in _DROPOUTS:
+        rate = getattr(module, name, 0.0)
+        if rate:
+            raise ValueError(f"module has {name}={rate}, which {where} has not; set module.{name} = 0 first")
 
 
 def _is_cell(module: nn.Module) -> bool:

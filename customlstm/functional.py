@@ -27,6 +27,7 @@ def lstm(
     bidirectional: bool,
     batch_first: bool,
     dropout: float,
+    recurrent_dropout: float,
     weight_dropout: float,
     training: bool,
     states: bool,
@@ -44,6 +45,7 @@ def lstm(
         resets: bool [T, B], [B, T] with ``batch_first``, unbatched [T], or None.
         cell, cell_args: what ``Cell.encode()`` gives.
         dropout: on the output of every layer but the last, if ``training``.
+        recurrent_dropout: on h_{t-1} before w_hh, one mask a sequence, layer and direction, if ``training``.
         weight_dropout: on every w_hh, one mask a call, if ``training``.
         states: whether the cell states of every step are wanted.
         backend: "auto", "fused" or "reference".
@@ -63,7 +65,7 @@ def lstm(
     )
     output, h_n, c_n, c_all = _layers(
         x, h_0, c_0, weights, None, lengths, resets, cell, cell_args, bias, num_layers, bidirectional,
-        dropout, weight_dropout, training, states, backend,
+        dropout, recurrent_dropout, weight_dropout, training, states, backend,
     )  # fmt: skip
     if not batched:
         output, h_n, c_n = output.squeeze(1), h_n.squeeze(1), c_n.squeeze(1)
@@ -151,6 +153,7 @@ def lstm_packed(
     num_layers: int,
     bidirectional: bool,
     dropout: float,
+    recurrent_dropout: float,
     weight_dropout: float,
     training: bool,
     states: bool,
@@ -169,7 +172,7 @@ def lstm_packed(
     check_packed(data, (h_0, c_0), weights)
     return _layers(
         data, h_0, c_0, weights, batch_sizes, None, resets, cell, cell_args, bias, num_layers, bidirectional,
-        dropout, weight_dropout, training, states, backend,
+        dropout, recurrent_dropout, weight_dropout, training, states, backend,
     )  # fmt: skip
 
 
@@ -269,6 +272,7 @@ def _layers(
     num_layers: int,
     bidirectional: bool,
     dropout: float,
+    recurrent_dropout: float,
     weight_dropout: float,
     training: bool,
     states: bool,
@@ -291,6 +295,15 @@ def _layers(
         h, c = h_0, c_0
         if h_0 is not None and c_0 is not None and num_layers > 1:
             h, c = h_0[k * directions : (k + 1) * directions], c_0[k * directions : (k + 1) * directions]
+        mask: Tensor | None = None
+        scale = 1.0
+        if recurrent_dropout > 0.0 and training:
+            batch = x.size(1)
+            if batch_sizes is not None and h_0 is not None:
+                batch = h_0.size(1)
+            mask = torch.rand([directions, batch, weights[1].size(1)], device=x.device) >= recurrent_dropout
+            if recurrent_dropout < 1.0:
+                scale = 1.0 / (1.0 - recurrent_dropout)
         save = _what_to_save(x, h, c, own, states and k == num_layers - 1)
         if torch.jit.is_scripting():
             if backend == "reference":
@@ -302,11 +315,13 @@ def _layers(
                     batch_sizes,
                     lengths,
                     resets,
+                    mask,
                     cell,
                     cell_args,
                     bias,
                     projection,
                     bidirectional,
+                    scale,
                     save,
                 )
             else:
@@ -318,11 +333,13 @@ def _layers(
                     batch_sizes,
                     lengths,
                     resets,
+                    mask,
                     cell,
                     cell_args,
                     bias,
                     projection,
                     bidirectional,
+                    scale,
                     save,
                 )
         else:
@@ -334,11 +351,13 @@ def _layers(
                 batch_sizes,
                 lengths,
                 resets,
+                mask,
                 cell,
                 cell_args,
                 bias,
                 projection,
                 bidirectional,
+                scale,
                 save,
             )[:4]
         h_list.append(h_n)

@@ -109,6 +109,9 @@ class LSTM(_Recurrent):
             dtype: as in ``torch.nn.LSTM``.
         cell: a :class:`customlstm.Cell`, or None for the cell of ``torch.nn.LSTM``. Its ``unit_parameters``
             become parameters of every layer and direction, ``peephole_i_l0`` [hidden_size] and so on.
+        recurrent_dropout: rate of dropout on h_{t-1} before the recurrent weights, in training mode (Gal and
+            Ghahramani 2016): one mask for every sequence, layer and direction, the same at all steps, what is
+            left scaled by 1 / (1 - rate). Outputs and h_n are not masked.
         weight_dropout: rate of dropout on the recurrent weights, in training mode (Merity et al. 2018): one
             mask a call for every layer and direction, what is left scaled by 1 / (1 - rate). Masks come from
             torch's generator of the weights' device.
@@ -140,7 +143,9 @@ class LSTM(_Recurrent):
         "mode", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional",
         "proj_size", "backend",
     ]  # fmt: skip
-    __jit_unused_properties__: ClassVar[list[str]] = ["all_weights", "cell", "weight_dropout"]
+    __jit_unused_properties__: ClassVar[list[str]] = [
+        "all_weights", "cell", "recurrent_dropout", "weight_dropout",
+    ]  # fmt: skip
 
     def __init__(
         self,
@@ -156,6 +161,7 @@ class LSTM(_Recurrent):
         dtype: torch.dtype | None = None,
         *,
         cell: Cell | None = None,
+        recurrent_dropout: float = 0.0,
         weight_dropout: float = 0.0,
         forget_bias: float | None = None,
         backend: str = "auto",
@@ -180,7 +186,7 @@ class LSTM(_Recurrent):
         self.bias = bias
         self.batch_first = batch_first
         self.dropout = float(dropout)
-        self.weight_dropout = weight_dropout  # the property
+        self.recurrent_dropout, self.weight_dropout = recurrent_dropout, weight_dropout  # the properties
         self.bidirectional = bool(bidirectional)
         self.proj_size = proj_size
         self._set_options(cell, forget_bias, self.bias, backend)
@@ -258,6 +264,7 @@ class LSTM(_Recurrent):
             self.bidirectional,
             self.batch_first,
             self._dropout(),
+            self._recurrent_dropout(),
             self._weight_dropout(),
             self.training,
             states,
@@ -296,6 +303,7 @@ class LSTM(_Recurrent):
             self.num_layers,
             self.bidirectional,
             self._dropout(),
+            self._recurrent_dropout(),
             self._weight_dropout(),
             self.training,
             states,
@@ -348,23 +356,43 @@ class LSTM(_Recurrent):
         return self.dropout if self.training and self.num_layers > 1 else 0.0
 
     @property
+    def recurrent_dropout(self) -> float:
+        """Rate of dropout on h_{t-1}; assign another one at any time."""
+        return self._rates[0]
+
+    @recurrent_dropout.setter
+    def recurrent_dropout(self, rate: float) -> None:
+        self._set_rate(0, "recurrent_dropout", rate)
+
+    @property
     def weight_dropout(self) -> float:
         """Rate of dropout on the recurrent weights; assign another one at any time."""
-        return self._weight_dropout_rate
+        return self._rates[1]
 
     @weight_dropout.setter
     def weight_dropout(self, rate: float) -> None:
-        checks.check_rate("weight_dropout", rate)
-        self._weight_dropout_rate = float(rate)
-        self._weight_dropout_text = repr(self._weight_dropout_rate)
+        self._set_rate(1, "weight_dropout", rate)
 
-    def _weight_dropout(self) -> float:
+    def _set_rate(self, index: int, name: str, rate: float) -> None:
+        checks.check_rate(name, rate)
+        rates = list(getattr(self, "_rates", [0.0, 0.0]))
+        rates[index] = float(rate)
+        self._rates = rates
+        self._rates_text = " ".join(map(repr, rates))  # as _cell_text
+
+    def _rate(self, index: int) -> float:
         if not self.training:
             return 0.0
         if not torch.jit.is_scripting():
             if torch.compiler.is_compiling():
-                return _floats(self._weight_dropout_text)[0]  # as in _arguments
-        return self._weight_dropout_rate
+                return _floats(self._rates_text)[index]
+        return self._rates[index]
+
+    def _recurrent_dropout(self) -> float:
+        return self._rate(0)
+
+    def _weight_dropout(self) -> float:
+        return self._rate(1)
 
     def _weight_list(self) -> list[Tensor]:
         """The weights in the order of the operators.
@@ -400,8 +428,9 @@ class LSTM(_Recurrent):
             s += ", dropout={dropout}"
         if self.bidirectional is not False:
             s += ", bidirectional={bidirectional}"
-        if self.weight_dropout != 0:
-            s += f", weight_dropout={self.weight_dropout}"
+        for name in ("recurrent_dropout", "weight_dropout"):
+            if getattr(self, name) != 0:
+                s += f", {name}={getattr(self, name)}"
         return s.format(**self.__dict__) + self._options_repr()
 
 

@@ -32,10 +32,12 @@ def layer(
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
     resets: Tensor | None,
+    recurrent_mask: Tensor | None,
     cell: Cell,
     bias: bool,
     projection: bool,
     bidirectional: bool,
+    recurrent_scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One layer over the whole sequence, all directions.
 
@@ -48,6 +50,8 @@ def layer(
         batch_sizes: int64 [T], sequences sorted by decreasing length.
         lengths: int64 [B], any order, zeros allowed; not together with ``batch_sizes``.
         resets: bool [T, B]; True cuts the edge between step t-1 and step t, in both directions.
+        recurrent_mask: bool [D, B, P]; W_hh is multiplied by ``recurrent_scale`` h_{t-1} where True, by 0
+            where False.
 
     Returns:
         output [T, B, D*P] (or [N, D*P]), h_n [D, B, P] and c_n [D, B, H] in the dtype of ``input``, and c_all
@@ -85,6 +89,8 @@ def layer(
             cell,
             bias,
             projection,
+            None if recurrent_mask is None else recurrent_mask[d],
+            recurrent_scale,
             reverse=d == 1,
         )
         for d in range(directions)
@@ -121,6 +127,8 @@ def _direction(
     cell: Cell,
     bias: bool,
     projection: bool,
+    mask: Tensor | None,
+    scale: float,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """All steps of one direction; ``valid`` and ``cuts`` are bool [T, B]. Returns h_all, c_all, h_n, c_n."""
@@ -129,7 +137,7 @@ def _direction(
     c = x.new_zeros(batch, hidden) if c is None else c
     # unbind, not indexing: the gradient of gates[t] would fill a whole zero tensor at every step.
     gates = _project_input(x, weights, bias).unbind(0)
-    own = _CellWeights(cell, x, weights, bias, projection)
+    own = _CellWeights(cell, x, weights, bias, projection, mask, scale)
     h_all, c_all = [x.new_zeros(batch, state)] * steps, [x.new_zeros(batch, hidden)] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
         h_before, c_before = h, c
@@ -167,18 +175,33 @@ def _project_input(x: Tensor, weights: list[Tensor], bias: bool) -> Tensor:
 
 
 class _CellWeights:
-    """What every step of one direction uses: the cell, and of the weights all but those of the input."""
+    """What every step of one direction uses: the cell, all weights but the input's, the mask of h_{t-1}."""
 
-    def __init__(self, cell: Cell, like: Tensor, weights: list[Tensor], bias: bool, projection: bool) -> None:
+    def __init__(
+        self,
+        cell: Cell,
+        like: Tensor,
+        weights: list[Tensor],
+        bias: bool,
+        projection: bool,
+        mask: Tensor | None = None,
+        scale: float = 1.0,
+    ) -> None:
         end = len(weights) - len(cell.unit_parameters)
         self.w_hh = weights[1]
         self.w_hr = weights[4 if bias else 2] if projection else None
         self.unit_parameters = weights[end:]
         self.pointwise: Pointwise = cell.pointwise(like)
+        self.dropped = None if mask is None else ~mask
+        self.scale = scale
+
+    def operand(self, h: Tensor) -> Tensor:
+        """What W_hh is multiplied by."""
+        return h if self.dropped is None else (h * self.scale).masked_fill(self.dropped, 0.0)
 
 
 def _step(gates: Tensor, h: Tensor, c: Tensor, own: _CellWeights) -> tuple[Tensor, Tensor]:
     """The equations; ``gates`` [B, 4H] is the input's part."""
-    a = torch.addmm(gates, h, own.w_hh.t()).chunk(4, -1)
+    a = torch.addmm(gates, own.operand(h), own.w_hh.t()).chunk(4, -1)
     h, c = own.pointwise(a, c, own.unit_parameters)
     return h if own.w_hr is None else F.linear(h, own.w_hr), c

@@ -54,16 +54,19 @@ def _specify_layer(
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
     resets: Tensor | None,
+    recurrent_mask: Tensor | None,
     cell: str,
     cell_args: list[float],
     bias: bool,
     projection: bool,
     bidirectional: bool,
+    recurrent_scale: float,
 ) -> tuple[Tensor, ...]:
     decoded = Cell.decode(cell, cell_args)
     return reference.layer(
-        input, h_0, c_0, weights, batch_sizes, lengths, resets, decoded, bias, projection, bidirectional
-    )
+        input, h_0, c_0, weights, batch_sizes, lengths, resets, recurrent_mask, decoded, bias, projection,
+        bidirectional, recurrent_scale,
+    )  # fmt: skip
 
 
 def _specify_cell(
@@ -82,7 +85,7 @@ def _specify_cell(
 def _layout_layer(
     input: Tensor, h_0: Tensor | None, c_0: Any, weights: list[Tensor], batch_sizes: Tensor | None, *rest: Any
 ) -> tuple[int, Sequence[int], list[list[int]]]:
-    directions = 2 if rest[-1] else 1
+    directions = 2 if rest[-2] else 1
     hidden, state = weights[1].size(0) // 4, weights[1].size(1)
     rows = input.shape[:-1]
     batch = input.size(1) if batch_sizes is None else h_0.size(1)
@@ -157,11 +160,13 @@ def _check_layer(
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
     resets: Tensor | None,
+    recurrent_mask: Tensor | None,
     cell: str,
     cell_args: list[float],
     bias: bool,
     projection: bool,
     bidirectional: bool,
+    recurrent_scale: float,
 ) -> None:
     packed = batch_sizes is not None
     _require(
@@ -202,6 +207,19 @@ def _check_layer(
             and resets.size(0) == steps
             and resets.size(1) == batch,
             lambda: f"resets must be bool [{steps}, {batch}], got {resets.dtype} {list(resets.shape)}",
+        )
+    if recurrent_mask is not None:
+        state = weights[1].size(1)
+        _require(
+            recurrent_mask.dtype == torch.bool
+            and recurrent_mask.dim() == 3
+            and recurrent_mask.size(0) == directions
+            and recurrent_mask.size(1) == batch
+            and recurrent_mask.size(2) == state,
+            lambda: (
+                f"recurrent_mask must be bool [{directions}, {batch}, {state}], got {recurrent_mask.dtype} "
+                f"{list(recurrent_mask.shape)}"
+            ),
         )
 
 
@@ -253,7 +271,7 @@ FAMILIES = {
         _check_layer,
         _check_layer_values,
         _layout_layer,
-        indices=3,
+        indices=4,
         differentiable=4,
         states=3,
     ),

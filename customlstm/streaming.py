@@ -160,7 +160,8 @@ class Stream:
     def _run(self, x: Tensor) -> Tensor:
         lstm = self.lstm
         weights = lstm._weight_list()
-        if lstm.training and (lstm.weight_dropout > 0 or (lstm.num_layers > 1 and lstm.dropout > 0)):
+        rates = (lstm.recurrent_dropout, lstm.weight_dropout, lstm.dropout if lstm.num_layers > 1 else 0)
+        if lstm.training and any(rates):
             raise ValueError("lstm has dropout and is in training mode: call lstm.eval() before streaming")
         if not self._is_current(weights):
             self._pack(weights)

@@ -6,6 +6,7 @@ template <class S>
 struct BackwardWorkspace {
   S *w_ih[2], *w_hh[2], *w_hr[2];   // packed by columns
   S *dh, *dc, *dprojecting;         // [D, B, padded P or H] gradients of the state after the step at hand
+  S* factors;                       // [D, B, padded P] what h is multiplied by before W_hh, where there is a mask
   S* c_0;                           // [D, B, padded H] initial cell state, widened
   S* unit_parameters[2];            // [parameters, padded H]
   const S** rows;                   // [B] rows for the products, of this thread
@@ -140,6 +141,7 @@ struct Backward {
     const int64_t rows = g.directions * g.batch;
     w.dh = arena.take<S>(rows * w.h_stride);
     w.dc = arena.take<S>(rows * w.c_stride);
+    w.factors = arena.take<S>(g.recurrent_mask ? rows * w.h_stride : 0);
     w.dprojecting = arena.take<S>(g.projection ? rows * w.c_stride : 0);
     w.c_0 = arena.take<S>(p.c_0 ? rows * w.c_stride : 0);
     for (int64_t d = 0; d < g.directions; ++d) w.unit_parameters[d] = arena.take<S>(g.unit_parameters * w.c_stride);
@@ -246,6 +248,11 @@ struct Backward {
       for (int64_t k = 0; k < w.c_stride; ++k) dc[k] = S(0);
       if (p.grad_h_n) widen(static_cast<const T*>(p.grad_h_n) + at * g.output_size, 1, dh, g.output_size);
       if (p.grad_c_n) widen(static_cast<const T*>(p.grad_c_n) + at * g.hidden_size, 1, dc, g.hidden_size);
+      if (!g.recurrent_mask) continue;
+      S* factors = w.row(w.factors, w.h_stride, g, job, i);
+      for (int64_t k = 0; k < w.h_stride; ++k) {
+        factors[k] = k < g.output_size ? recurrent_factor<S>(g, job.direction, job.columns[i], k) : S(0);
+      }
     }
   }
 
@@ -289,6 +296,7 @@ struct Backward {
       for (int64_t k = 0; k < active; ++k) w.rows[k] = Cells::gate_row(p, w, job, t, job.columns[k]);
       Gradients<T, Cell>::multiply(g, w_hh, outputs, w.rows, active, w.scratch.weights,
                                    w.row(w.dh, w.h_stride, g, job, 0), w.h_stride, false);
+      if (g.recurrent_mask) mask_state(p, w, job, active, outputs);
       if (g.resets) cut_state(p, w, job, t, active, units, outputs);
     }
   }
@@ -349,6 +357,16 @@ struct Backward {
           Cells::template cell_rows<1>(p, w, job, t, i, unit, lanes, direct_grad_output(p));
         }
       }
+    }
+  }
+
+  // From the gradient of what W_hh was multiplied by to that of h.
+  static void mask_state(const BackwardParams& p, const Workspace& w, const Job& job, int64_t active, Range outputs) {
+    const int64_t begin = outputs.begin * kWidth, end = min64(outputs.end * kWidth, w.h_stride);
+    for (int64_t i = 0; i < active; ++i) {
+      S* dh = w.row(w.dh, w.h_stride, p.g, job, i);
+      const S* factors = w.row(w.factors, w.h_stride, p.g, job, i);
+      for (int64_t k = begin; k < end; k += kLanes) masked(Vec<S>::load(dh + k), Vec<S>::load(factors + k)).store(dh + k);
     }
   }
 

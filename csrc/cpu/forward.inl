@@ -75,6 +75,8 @@ struct Forward {
     return padded<S>(Operand::elements(g.input_size)) + kLanes;
   }
 
+  static CUSTOMLSTM_INLINE int64_t factor_stride(const Geometry& g) { return padded<S>(g.output_size); }
+
   // Packed weights and biases; for weights that are kept also copies of the matrices that are not packed.
   static void layout_weights(const ForwardParams& p, Arena& arena, bool keep, Workspace& w) {
     const Geometry& g = p.g;
@@ -131,6 +133,10 @@ struct Forward {
     const int64_t rows = g.directions * g.batch;
     w.h[0] = arena.take<S>(rows * w.h_stride);
     w.h[1] = arena.take<S>(rows * w.h_stride);
+    for (int copy = 0; copy < 2; ++copy) {
+      w.unmasked[copy] = g.recurrent_mask ? arena.take<S>(rows * w.h_stride) : w.h[copy];
+    }
+    w.factors = arena.take<S>(g.recurrent_mask ? rows * factor_stride(g) : 0);
     w.c = arena.take<S>(rows * w.c_stride);
     w.projecting = arena.take<S>(g.projection ? rows * w.c_stride : 0);
     S* gates_x = nullptr;
@@ -218,13 +224,31 @@ struct Forward {
       S* c = w.c_row(g, job, i);
       for (int64_t k = 0; k < w.h_stride; ++k) h[k] = S(0);
       for (int64_t k = 0; k < w.c_stride; ++k) c[k] = S(0);
+      if (g.recurrent_mask) mask_state(p, w, job, i);
       if (p.h_0) {
-        Operand::fill_row(static_cast<const T*>(p.h_0) + at * g.output_size, 1, h, g.output_size);
+        if (!g.recurrent_mask) Operand::fill_row(static_cast<const T*>(p.h_0) + at * g.output_size, 1, h, g.output_size);
         widen(static_cast<const T*>(p.c_0) + at * g.hidden_size, 1, c, g.hidden_size);
       }
       // A reverse sequence joins late and a finished one is left alone, so both copies hold the state from the start.
       __builtin_memcpy(w.h_row(g, job, 1, i), h, size_t(w.h_stride) * sizeof(S));
     }
+  }
+
+  // The factors of a row, the initial state, and what of it W_hh is multiplied by.
+  static void mask_state(const ForwardParams& p, const Workspace& w, const Job& job, int64_t i) {
+    const Geometry& g = p.g;
+    const int64_t column = job.columns[i];
+    const T* from = p.h_0 ? static_cast<const T*>(p.h_0) + (job.direction * g.batch + column) * g.output_size : nullptr;
+    S *h = w.h_row(g, job, 0, i), *unmasked = w.unmasked_row(g, job, 0, i), *factors = w.factor_row(g, job, i);
+    for (int64_t k = 0; k < w.h_stride; ++k) unmasked[k] = S(0);
+    for (int64_t k = 0; k < factor_stride(g); ++k) factors[k] = S(0);
+    for (int64_t k = 0; k < g.output_size; ++k) {
+      factors[k] = recurrent_factor<S>(g, job.direction, column, k);
+      const S x = from ? S(to_float(from[k])) : S(0);
+      Operand::set(unmasked, k, x);
+      Operand::set(h, k, masked(x, factors[k]));
+    }
+    __builtin_memcpy(w.unmasked_row(g, job, 1, i), unmasked, size_t(w.h_stride) * sizeof(S));
   }
 
   static void store_state(const ForwardParams& p, const Workspace& w, const Job& job) {
@@ -234,7 +258,7 @@ struct Forward {
       const int64_t column = job.columns[i], at = job.direction * g.batch + column;
       // A forward sequence stopped after its own last step; a reverse one joined late and ran to the last.
       const int64_t last = job.direction == 0 ? g.lengths[column] : job.steps;
-      Operand::read_row(w.h_row(g, job, last & 1, i), static_cast<T*>(p.h_n) + at * g.output_size, g.output_size);
+      Operand::read_row(w.unmasked_row(g, job, last & 1, i), static_cast<T*>(p.h_n) + at * g.output_size, g.output_size);
       narrow(w.c_row(g, job, i), static_cast<T*>(p.c_n) + at * g.hidden_size, g.hidden_size);
     }
   }
@@ -403,7 +427,7 @@ struct Forward {
     const Range rows = share(active, job.rank, job.size);
     for (int64_t i = rows.begin; i < rows.end; ++i) {
       const int64_t row = g.step_row[t] + job.columns[i];
-      Operand::read_row(w.h_row(g, job, 1 - parity, i),
+      Operand::read_row(w.unmasked_row(g, job, 1 - parity, i),
                         static_cast<T*>(p.output) + (row * g.directions + job.direction) * g.output_size,
                         g.output_size);
     }

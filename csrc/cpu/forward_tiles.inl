@@ -6,6 +6,8 @@ struct ForwardWorkspace {
   S* unit_parameters[2];                      // [parameters, padded H]
   const void *matrix_ih[2], *matrix_hh[2];    // T, where they are not packed
   S* h[2];                                    // [D, B, padded P] the state before and after a step, in turn
+  S* unmasked[2];                             // the same; h itself, but where W_hh is multiplied by a part of it only
+  S* factors;                                 // [D, B, padded P] that part, where there is a mask
   S* c;                                       // [D, B, padded H]
   S* projecting;                              // [D, B, padded H] h before the projection
   S* x;                                       // of this thread: [chunk, L]
@@ -16,6 +18,12 @@ struct ForwardWorkspace {
 
   CUSTOMLSTM_INLINE S* h_row(const Geometry& g, const Job& job, int64_t parity, int64_t i) const {
     return h[parity] + (job.direction * g.batch + job.first_row + i) * h_stride;
+  }
+  CUSTOMLSTM_INLINE S* unmasked_row(const Geometry& g, const Job& job, int64_t parity, int64_t i) const {
+    return unmasked[parity] + (job.direction * g.batch + job.first_row + i) * h_stride;
+  }
+  CUSTOMLSTM_INLINE S* factor_row(const Geometry& g, const Job& job, int64_t i) const {
+    return factors + (job.direction * g.batch + job.first_row + i) * padded<S>(g.output_size);
   }
   CUSTOMLSTM_INLINE S* c_row(const Geometry& g, const Job& job, int64_t i) const {
     return c + (job.direction * g.batch + job.first_row + i) * c_stride;
@@ -88,7 +96,7 @@ struct ForwardTiles {
       if (g.projection) {
         Operand::store(h.row[r], w.projecting_row(g, job, i + r), unit);
       } else {
-        Operand::store(h.row[r], w.h_row(g, job, 1 - step.parity, i + r), unit);
+        store_state(g, w, job, 1 - step.parity, i + r, unit, h.row[r]);
         if (step.output) {
           store_as(h.row[r], step.output + (row * g.directions + job.direction) * g.output_size + unit, lanes);
         }
@@ -103,6 +111,13 @@ struct ForwardTiles {
         for (int k = 0; k < Cell::kSaved; ++k) store_as(saved[k].row[r], to + k * g.hidden_size, lanes);
       }
     }
+  }
+
+  static CUSTOMLSTM_INLINE void store_state(const Geometry& g, const Workspace& w, const Job& job, int64_t parity,
+                                            int64_t i, int64_t unit, const Vec<S>& h) {
+    Operand::store(h, w.unmasked_row(g, job, parity, i), unit);
+    if (!g.recurrent_mask) return;
+    Operand::store(masked(h, Vec<S>::load(w.factor_row(g, job, i) + unit)), w.h_row(g, job, parity, i), unit);
   }
 
   // h_t = W_hr h: rows i .. i + R - 1, columns first .. of the hidden state.
@@ -121,7 +136,7 @@ struct ForwardTiles {
       for (int64_t v = 0; v < kPanelVectors; ++v) {
         const int64_t unit = first + v * kLanes;
         const Vec<S> part = Vec<S>::load(h + r * kWidth + v * kLanes);
-        Operand::store(part, w.h_row(g, job, 1 - parity, i + r), unit);
+        store_state(g, w, job, 1 - parity, i + r, unit, part);
         if (!output || unit >= g.output_size) continue;
         store_as(part, output + (row * g.directions + job.direction) * g.output_size + unit,
                  int(min64(kLanes, g.output_size - unit)));

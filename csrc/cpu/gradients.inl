@@ -386,12 +386,24 @@ struct Gradients {
         const int64_t from = g.step_row[d == 0 ? t - 1 : t + 1] + b;
         h = static_cast<const T*>(p.output) + (from * g.directions + d) * g.output_size;
       }
-      if (h) {
+      if (h && g.recurrent_mask) {
+        pack_masked_row(h, d, b, columns, first_column, to);
+      } else if (h) {
         pack_row(h, 1, columns, first_column, to);
       } else {
         for (int64_t k = 0; k < kWidth; ++k) to[k] = Stored{};
       }
     }
+  }
+
+  // As pack_row, of what W_hh was multiplied by.
+  void pack_masked_row(const T* h, int64_t d, int64_t b, int64_t columns, int64_t first_column, Stored* to) const {
+    S row[kWidth];
+    const int64_t count = min64(kWidth, columns - first_column);
+    for (int64_t k = 0; k < count; ++k) {
+      row[k] = masked(S(to_float(h[first_column + k])), recurrent_factor<S>(p.g, d, b, first_column + k));
+    }
+    pack_row(row, 1, count, 0, to);
   }
 
   // grad[m][n] (+)= sum over rows of factor[m] * source[n]. Of few rows several panels fit the scratch memory, and the

@@ -50,6 +50,8 @@ struct Geometry {
   const int64_t* columns;         // [B] columns, dealt to groups; within a group longest first
   const int64_t* group_begin;     // [groups + 1] into columns
   const uint8_t* resets;          // [T, B] or null
+  const uint8_t* recurrent_mask;  // [D, B, P] or null: W_hh is multiplied by recurrent_scale h where 1, by 0 where 0
+  double recurrent_scale;
   int64_t valid_rows;             // rows within their sequence's length
 };
 

@@ -64,6 +64,23 @@ CUSTOMLSTM_INLINE bool is_first(const Geometry& g, int64_t direction, int64_t t,
   return direction == 0 ? t == 0 : t + 1 == g.lengths[column];
 }
 
+// What the hidden state of a column is multiplied by before W_hh: [P], 1 where there is no mask.
+template <class S>
+CUSTOMLSTM_INLINE S recurrent_factor(const Geometry& g, int64_t direction, int64_t column, int64_t k) {
+  if (!g.recurrent_mask) return S(1);
+  return g.recurrent_mask[(direction * g.batch + column) * g.output_size + k] ? S(g.recurrent_scale) : S(0);
+}
+// x * factor, and 0 where that is 0, whatever x is.
+template <class S>
+CUSTOMLSTM_INLINE S masked(S x, S factor) {
+  return factor > S(0) ? x * factor : S(0);
+}
+template <class S>
+CUSTOMLSTM_INLINE Vec<S> masked(const Vec<S>& x, const Vec<S>& factor) {
+  const Vec<S> zero = Vec<S>::broadcast(S(0));
+  return select_gt(factor, zero, x * factor, zero);
+}
+
 // The cell's per-unit parameters of one direction in the accumulation type: [unit_parameters][stride], zero beyond H.
 template <class T, class S>
 CUSTOMLSTM_INLINE void widen_unit_parameters(const Geometry& g, const DirectionWeights& from, int64_t stride, S* to) {

@@ -49,7 +49,7 @@ struct BackwardKernel {
   struct Item {
     bool active, cut, last;
     int64_t b, unit, row;
-    S saved[CellT::kSaved], c, c_prev, dh, dc;
+    S saved[CellT::kSaved], c, c_prev, dh, dc, factor;   // factor: without projection
     Scalar<S> parameters[CellT::kParameters + 1];
   };
 
@@ -129,6 +129,7 @@ struct BackwardKernel {
                   block.is_running(t, item.b);
     if (!item.active) return item;
     item.row = step_row(p.r, t) + item.b;
+    if (!g.projection) item.factor = block.recurrent_factor(item.b, item.unit);
     item.last = block.is_last(t, item.b);
     const auto gates = array(p.gates, wide * CellT::kSaved, "gates");
 #pragma unroll
@@ -184,7 +185,7 @@ struct BackwardKernel {
     Scalar<S> saved[CellT::kSaved], dc = {item.dc}, da[kGates], dh, d_parameters[CellT::kParameters + 1];
 #pragma unroll
     for (int k = 0; k < CellT::kSaved; ++k) saved[k].x = item.saved[k];
-    dh.x = g.projection ? product : item.last || item.cut ? item.dh : item.dh + product;
+    dh.x = g.projection ? product : item.last || item.cut ? item.dh : item.dh + masked(product, item.factor);
     CellT::backward(p.cell, saved, item.parameters, Scalar<S>{item.c_prev}, Scalar<S>{item.c}, dh, dc, da,
                     d_parameters);
 
@@ -223,7 +224,8 @@ struct BackwardKernel {
     const int rows = g.projection ? p.r.tiling.state_rows : p.r.tiling.units;
     if (!p.grad_h_0 || unit >= g.state_size || b >= g.batch || !is_before_first(t, b)) return;
     const int64_t first = block.direction == 0 ? 0 : block.length(b) - 1;
-    const S dh = block.is_cut_before(first, b) ? S(0) : block.sum(p.r.first, index % rows, index / rows);
+    const S product = block.sum(p.r.first, index % rows, index / rows);
+    const S dh = block.is_cut_before(first, b) ? S(0) : masked(product, block.recurrent_factor(b, unit));
     array(p.grad_h_0, g.directions * g.batch * g.state_size, "grad_h_0")
         .write(block.in_states(b, g.state_size, unit), M::narrow(dh));
   }
@@ -247,7 +249,9 @@ struct BackwardKernel {
         const int64_t row = step_row(p.r, t) + b;
         const bool last = block.is_last(t, b);
         S dh = outer_grad(row, b, unit, last);
-        if (!last && !block.is_cut_after(t, b)) dh += block.sum(p.r.first, index % rows, index / rows);
+        if (!last && !block.is_cut_after(t, b)) {
+          dh += masked(block.sum(p.r.first, index % rows, index / rows), block.recurrent_factor(b, unit));
+        }
         array(p.grad_state, g.rows * g.directions * g.state_size, "grad_state")
             .write(block.in_rows(row, g.state_size, unit), M::narrow(dh));
         block.projection_operand().write(unit, column, M::to_element(dh));

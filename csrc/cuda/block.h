@@ -45,6 +45,20 @@ CUSTOMLSTM_DEVICE bool is_cut(const Sizes& size, const Sequences& sequences, int
   return device::Global<const uint8_t>(sequences.resets, size.steps * size.batch, "resets")
              .read(edge * size.batch + b) != 0;
 }
+// What the hidden state of unit `unit` of sequence b is multiplied by before W_hh.
+template <class S>
+CUSTOMLSTM_DEVICE S recurrent_factor(const Sizes& size, const Sequences& sequences, int64_t direction, int64_t b,
+                                     int64_t unit) {
+  if (!sequences.recurrent_mask) return S(1);
+  const device::Global<const uint8_t> mask(sequences.recurrent_mask, size.directions * size.batch * size.state_size,
+                                           "recurrent_mask");
+  return mask.read((direction * size.batch + b) * size.state_size + unit) ? S(sequences.recurrent_scale) : S(0);
+}
+// x * factor, and 0 where that is 0, whatever x is.
+template <class S>
+CUSTOMLSTM_DEVICE S masked(S x, S factor) {
+  return factor > S(0) ? x * factor : S(0);
+}
 // An array that may be absent.
 template <class X>
 CUSTOMLSTM_DEVICE device::Global<X> array(X* data, int64_t count, const char* name) {
@@ -158,6 +172,9 @@ struct Block {
   }
   CUSTOMLSTM_DEVICE bool is_cut_after(int64_t t, int64_t b) const {
     return is_cut_before(direction == 0 ? t + 1 : t - 1, b);
+  }
+  CUSTOMLSTM_DEVICE S recurrent_factor(int64_t b, int64_t unit) const {
+    return cuda::recurrent_factor<S>(p.size, p.sequences, direction, b, unit);
   }
   // Index of (row, direction, unit) in [rows, D, size], and of (direction, sequence, unit) in [D, B, size].
   CUSTOMLSTM_DEVICE int64_t in_rows(int64_t row, int64_t size, int64_t unit) const {

@@ -43,7 +43,7 @@ struct ForwardKernel {
   struct Item {
     bool active, cut;
     int64_t b, unit, row;
-    S gates[kGates], c;
+    S gates[kGates], c, factor;   // factor: without projection
     Scalar<S> parameters[CellT::kParameters + 1];
   };
 
@@ -95,6 +95,7 @@ struct ForwardKernel {
                   t < block.length(item.b);
     if (!item.active) return item;
     item.row = step_row(p.r, t) + item.b;
+    if (!g.projection) item.factor = block.recurrent_factor(item.b, item.unit);
     item.cut = block.is_cut_before(t, item.b);
     item.c = item.cut ? S(0) : cells().read(block.in_states(item.b, g.hidden_size, item.unit));
     load_unit_parameters<M, CellT>(p.unit_parameters, block.direction, g.hidden_size, item.unit, item.parameters);
@@ -149,19 +150,20 @@ struct ForwardKernel {
       if (p.hidden) array(p.hidden, g.rows * g.directions * g.hidden_size, "hidden").write(at, h.x);
       block.projection_operand().write(item.unit, column, M::to_element(h.x));
     } else {
-      write_state(s, t, item.b, item.unit, item.row, column, h.x);
+      write_state(s, t, item.b, item.unit, item.row, column, h.x, item.factor);
     }
   }
 
-  CUSTOMLSTM_DEVICE void write_state(int64_t s, int64_t t, int64_t b, int64_t unit, int64_t row, int column,
-                                     S h) const {
+  // factor: what h is multiplied by before W_hh.
+  CUSTOMLSTM_DEVICE void write_state(int64_t s, int64_t t, int64_t b, int64_t unit, int64_t row, int column, S h,
+                                     S factor) const {
     const Sizes& g = p.r.size;
     const T narrow = M::narrow(h);
     array(p.output, g.rows * g.directions * g.state_size, "output").write(block.in_rows(row, g.state_size, unit), narrow);
     if (block.is_last(t, b)) {
       array(p.h_n, g.directions * g.batch * g.state_size, "h_n").write(block.in_states(b, g.state_size, unit), narrow);
     }
-    block.operand((s + 1) & 1).write(unit, column, M::to_element(h));
+    block.operand((s + 1) & 1).write(unit, column, M::to_element(masked(h, factor)));
   }
 
   // h_t = W_hr h.
@@ -177,7 +179,7 @@ struct ForwardKernel {
         const int64_t b = block.first_column + column;
         if (unit >= g.state_size || b >= g.batch || t >= block.length(b)) continue;
         write_state(s, t, b, unit, step_row(p.r, t) + b, column,
-                    block.sum(p.r.second, index % rows, index / rows));
+                    block.sum(p.r.second, index % rows, index / rows), block.recurrent_factor(b, unit));
       }
     }
   }

@@ -30,6 +30,8 @@ struct Sequences {
   const int64_t* step_row;  // [T], or null: t * batch
   const int64_t* lengths;   // [B] (values outside 0..T are taken as the nearer bound), or null: all T
   const uint8_t* resets;    // [T, B] or null
+  const uint8_t* recurrent_mask;  // [D, B, P] or null: W_hh is multiplied by recurrent_scale h where 1, by 0 where 0
+  double recurrent_scale;
 };
 
 struct DirectionWeights {

@@ -171,10 +171,11 @@ struct PrepareForward {
       const int64_t direction = i / g.state_size / g.batch, b = i / g.state_size % g.batch, unit = i % g.state_size;
       const S x = p.h_0 ? M::widen(h_0.read(i)) : S(0);
       if (length_of(g, p.sequences, b) == 0) h_n.write(i, M::narrow(x));
+      const S factor = recurrent_factor<S>(g, p.sequences, direction, b, unit);
       const int64_t group = direction * p.tiling.column_blocks + b / columns;
       for (int64_t copy = 0; copy < 2; ++copy) {
         const GlobalOperand<M> operand(p.exchange, 2 * groups * tiles, (copy * groups + group) * tiles, column_tiles);
-        operand.write(unit, int(b % columns), M::to_element(x));
+        operand.write(unit, int(b % columns), M::to_element(masked(x, factor)));
       }
     }
   }
@@ -236,6 +237,13 @@ struct ZeroPadding {
   }
 };
 
+CUSTOMLSTM_DEVICE float scaled(float x, double scale) { return x * float(scale); }
+CUSTOMLSTM_DEVICE double scaled(double x, double scale) { return x * scale; }
+CUSTOMLSTM_DEVICE BFloat16 scaled(BFloat16 x, double scale) {
+  return device::to_bf16(device::to_float(x) * float(scale));
+}
+CUSTOMLSTM_DEVICE Half scaled(Half x, double scale) { return device::to_half(device::to_float(x) * float(scale)); }
+
 template <class T>
 struct PreviousHidden {
   struct Params {
@@ -267,6 +275,10 @@ struct PreviousHidden {
         x = output.read(((step_row(rows, from) + b) * g.directions + direction) * g.state_size + unit);
       } else if (!cut && p.h_0) {
         x = h_0.read((direction * g.batch + b) * g.state_size + unit);
+      }
+      if (p.sequences.recurrent_mask) {
+        const double factor = recurrent_factor<double>(g, p.sequences, direction, b, unit);
+        x = factor > 0 ? scaled(x, factor) : T{};
       }
       previous.write((direction * g.rows + step_row(rows, t) + b) * g.state_size + unit, x);
     }

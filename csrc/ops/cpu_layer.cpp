@@ -26,6 +26,8 @@ Geometry geometry(const LayerCall& call) {
   g.unit_parameters = call.unit_parameters();
   g.bias = call.arguments.bias;
   g.projection = call.arguments.projection;
+  g.recurrent_mask = call.recurrent_mask();
+  g.recurrent_scale = call.arguments.recurrent_scale;
   return g;
 }
 

@@ -126,6 +126,8 @@ class Call : public LayerCall {
                size.state_size, size.directions, a.bias,    a.projection} {
     if (!one_length_) put_on_device();
     sequences_.resets = sequences.resets();
+    sequences_.recurrent_mask = recurrent_mask();
+    sequences_.recurrent_scale = a.recurrent_scale;
   }
 
   template <class Params>

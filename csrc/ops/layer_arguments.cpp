@@ -1,5 +1,7 @@
 #include "layer_arguments.h"
 
+#include <cmath>
+
 namespace customlstm {
 
 namespace {
@@ -51,6 +53,20 @@ LayerCall::LayerCall(const LayerArguments& a)
     h_0 = Contiguous(*a.h_0);
     c_0 = Contiguous(*a.c_0);
   }
+  read_recurrent_mask();
+}
+
+void LayerCall::read_recurrent_mask() {
+  const LayerArguments& a = arguments;
+  if (!a.recurrent_mask) return;
+  check(same_device(*a.recurrent_mask, a.input), "recurrent_mask is on ", device_of(*a.recurrent_mask),
+        ", but input is on ", device_of(a.input), "; move it there");
+  check(a.recurrent_mask->scalar_type() == ScalarType::Bool, "recurrent_mask is ",
+        name_of(a.recurrent_mask->scalar_type()), ", expected bool");
+  check_shape("recurrent_mask", *a.recurrent_mask, {size.directions, size.batch, size.state_size});
+  check(a.recurrent_scale > 0 && std::isfinite(a.recurrent_scale), "recurrent_scale is ", a.recurrent_scale,
+        ", expected a positive number");
+  recurrent_mask_ = Contiguous(*a.recurrent_mask);
 }
 
 void LayerCall::read_weights(int64_t d) {

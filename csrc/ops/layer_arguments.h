@@ -24,9 +24,11 @@ struct LayerArguments {
   const std::optional<Tensor>& batch_sizes;
   const std::optional<Tensor>& lengths;
   const std::optional<Tensor>& resets;
+  const std::optional<Tensor>& recurrent_mask;
   const std::string& cell;
   const std::vector<double>& cell_args;
   bool bias, projection, bidirectional;
+  double recurrent_scale;
 };
 
 struct SavedTensors {
@@ -80,6 +82,8 @@ class LayerCall {
   // Where in the weights of a direction W_hr stands, and the first of the cell's per-unit parameters.
   int64_t w_hr_index() const { return arguments.bias ? 4 : 2; }
   int64_t first_unit_parameter() const { return w_hr_index() + (arguments.projection ? 1 : 0); }
+  // bool [D, B, P] or null.
+  const uint8_t* recurrent_mask() const { return static_cast<const uint8_t*>(recurrent_mask_.data()); }
   int64_t unit_parameters() const { return static_cast<int64_t>(cell.unit_parameters().size()); }
   // Sizes of a tensor with rows, each of sizes `last`.
   std::vector<int64_t> rows_shape(std::initializer_list<int64_t> last) const;
@@ -99,7 +103,9 @@ class LayerCall {
 
  private:
   void read_weights(int64_t direction);
+  void read_recurrent_mask();
   std::vector<Contiguous> weights_;
+  Contiguous recurrent_mask_;
 };
 
 // save of the forward ops

@@ -66,6 +66,8 @@ class Layer:
     lengths: Tensor | None = None
     batch_sizes: Tensor | None = None
     resets: Tensor | None = None
+    recurrent_mask: Tensor | None = None
+    recurrent_scale: float = 1.0
     sizes: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,16 +105,17 @@ class Layer:
         return Layer(
             convert(self.input), [convert(w) for w in self.weights], self.cell, self.bias, self.projection,
             self.bidirectional, convert(self.h_0), convert(self.c_0), self.lengths, self.batch_sizes,
-            self.resets,
+            self.resets, self.recurrent_mask, self.recurrent_scale,
         )  # fmt: skip
 
     def sequences(self) -> list[Tensor | None]:
-        """step_row, lengths and resets as the kernels want them."""
+        """step_row, lengths, resets, the recurrent mask and its scale as the kernels want them."""
+        mask = [self.recurrent_mask, torch.tensor(self.recurrent_scale, dtype=torch.float64)]
         if self.batch_sizes is None:
-            return [None, self.lengths, self.resets]
+            return [None, self.lengths, self.resets, *mask]
         row = torch.cumsum(self.batch_sizes, 0) - self.batch_sizes
         columns = torch.arange(int(self.batch_sizes[0]))
-        return [row, (self.batch_sizes[:, None] > columns).sum(0), self.resets]
+        return [row, (self.batch_sizes[:, None] > columns).sum(0), self.resets, *mask]
 
 
 class HostKernels:

@@ -74,7 +74,12 @@ def draw_layer(seed: int, math: str) -> Layer:
     resets = None
     if draw.random() < 0.4:
         resets = torch.rand(steps, batch, generator=generator) < 0.3
-    return Layer(x, weights, cell, bias, projection, bidirectional, h_0, c_0, lengths, batch_sizes, resets)
+    mask = None
+    if draw.random() < 0.4:
+        mask = torch.rand(directions, batch, state, generator=generator) < 0.7
+    return Layer(
+        x, weights, cell, bias, projection, bidirectional, h_0, c_0, lengths, batch_sizes, resets, mask, 1.25
+    )
 
 
 def draw_tilings(seed: int, layer: Layer, variant: str, math: str) -> tuple[Tiling, Tiling]:
@@ -104,8 +109,8 @@ def specification(
     for leaf in leaves.values():
         leaf.requires_grad_()
     results = reference.layer(
-        wide.input, wide.h_0, wide.c_0, wide.weights, wide.batch_sizes, wide.lengths, wide.resets, wide.cell,
-        wide.bias, wide.projection, wide.bidirectional,
+        wide.input, wide.h_0, wide.c_0, wide.weights, wide.batch_sizes, wide.lengths, wide.resets,
+        wide.recurrent_mask, wide.cell, wide.bias, wide.projection, wide.bidirectional, wide.recurrent_scale,
     )  # fmt: skip
     named = dict(zip(("output", "h_n", "c_n", "c_all"), results, strict=True))
     generator = torch.Generator().manual_seed(layer.sizes[2])

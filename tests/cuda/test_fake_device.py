@@ -61,7 +61,7 @@ def test_tensors_on_two_devices_are_refused() -> None:
         x = torch.empty(5, 3, 4, device="cuda")
         own = [w.to("cpu") for w in weights(4, 6, 0, 1, torch.float32)]
         with pytest.raises(RuntimeError, match="on cuda"):
-            ops.lstm_layer(x, None, None, own, None, None, None, *STANDARD, True, False, False, 0)
+            ops.lstm_layer(x, None, None, own, None, None, None, None, *STANDARD, True, False, False, 1.0, 0)
 
 
 # --- explain, with an H200's limits

@@ -5,6 +5,7 @@ Compared with the CPU kernels, which tests/kernels compares with the reference.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import shlex
@@ -106,6 +107,10 @@ def test_every_option(host: Any, layout: str, dtype: torch.dtype) -> None:
         )
         for save in (0, 1, 2):
             compare(host, make_call(case), f"{case} save={save}", save)
+    masked = Case(6, 5, 3, 9, 5, True, True, layout=layout, resets="some", dropout=0.4, dtype=dtype)
+    for projection in (0, 5):
+        case = dataclasses.replace(masked, projection=projection)
+        compare(host, make_call(case), f"{case}")
 
 
 @pytest.mark.parametrize("variant", ["step", "grid", "cluster"])

@@ -142,6 +142,16 @@ def changed_layers(
     yield "resets of packed rows", packed.replace(resets=torch.zeros(rows, dtype=torch.bool))
     yield "resets on the meta device", padded.replace(resets=resets.to("meta"))
 
+    masked = make_call(Case(5, 4, 3, 8, 2, bidirectional=True, dropout=0.5))
+    mask = masked.recurrent_mask
+    yield "recurrent_mask of one direction", masked.replace(recurrent_mask=mask[:1])
+    yield "recurrent_mask of another size", masked.replace(recurrent_mask=mask[..., :1])
+    yield "recurrent_mask turned round", masked.replace(recurrent_mask=mask.transpose(1, 2))
+    yield "recurrent_mask of 2 dimensions", masked.replace(recurrent_mask=mask[0])
+    yield "recurrent_mask of floats", masked.replace(recurrent_mask=mask.double())
+    yield "recurrent_mask of bytes", masked.replace(recurrent_mask=mask.to(torch.uint8))
+    yield "recurrent_mask on the meta device", masked.replace(recurrent_mask=mask.to("meta"))
+
     yield "unknown cell", padded.replace(cell="gru")
     yield "cell without a name", padded.replace(cell="")
     yield "cell with a zero byte", padded.replace(cell="lstm\0x")

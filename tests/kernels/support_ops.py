@@ -67,9 +67,9 @@ class Case:
     """Sizes and options of one layer call.
 
     ``layout`` is "padded", "packed", "lengths" (any order, some zero if the batch allows) or "no lengths"
-    (all zero); ``resets`` is "none", "first" (t = 0), "every" or "some"; ``cell`` a key of CELLS. ``gain``
-    scales the weights: gates that are not bounded need a small one, or the states explode and every
-    rounding with them.
+    (all zero); ``resets`` is "none", "first" (t = 0), "every" or "some"; ``cell`` a key of CELLS;
+    ``dropout`` the rate of the recurrent mask, or 0 for none. ``gain`` scales the weights: gates that are not
+    bounded need a small one, or the states explode and every rounding with them.
     """
 
     steps: int = 7
@@ -84,6 +84,7 @@ class Case:
     given: bool = True
     cell: str = "standard"
     gain: float = 1.0
+    dropout: float = 0.0
     seed: int = 0
     dtype: torch.dtype = torch.float64
 
@@ -108,11 +109,13 @@ class LayerCall:
     batch_sizes: Tensor | None
     lengths: Tensor | None
     resets: Tensor | None
+    recurrent_mask: Tensor | None
     cell: str
     cell_args: list[float]
     bias: bool
     projection: bool
     bidirectional: bool
+    recurrent_scale: float
 
     def arguments(self) -> list[Any]:
         return [getattr(self, field.name) for field in dataclasses.fields(self)]
@@ -197,10 +200,14 @@ def make_call(case: Case) -> LayerCall:
     if case.given or case.layout == "packed":
         h_0 = randn(directions, case.batch, state)
         c_0 = randn(directions, case.batch, case.hidden)
+    mask = None
+    if case.dropout:
+        mask = torch.rand(directions, case.batch, state, generator=generator) >= case.dropout
+    scale = 1.0 / (1.0 - case.dropout) if case.dropout < 1 else 1.0
     name, cell_args = CELLS[case.cell].encode()
     return LayerCall(
-        input, h_0, c_0, weights, batch_sizes, lengths, resets, name, cell_args,
-        case.bias, case.projection > 0, case.bidirectional,
+        input, h_0, c_0, weights, batch_sizes, lengths, resets, mask, name, cell_args,
+        case.bias, case.projection > 0, case.bidirectional, scale,
     )  # fmt: skip
 
 
@@ -228,7 +235,7 @@ def output_activation_call(cell_args: Sequence[float], values: Tensor) -> LayerC
     return LayerCall(
         zeros(1, rows, 1), zeros(1, rows, hidden), values.unsqueeze(0),
         [zeros(4 * hidden, 1), zeros(4 * hidden, hidden)],
-        None, None, None, "lstm", [*one, *identity, *cell_args], False, False, False,
+        None, None, None, None, "lstm", [*one, *identity, *cell_args], False, False, False, 1.0,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ of the weight gradients; the sizes lie around these numbers.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 
@@ -77,6 +78,20 @@ def test_long_ragged_sequences(layout: str, projection: int, resets: str) -> Non
     """Several chunks of steps and passes of the weight gradients; sequences join and leave in between."""
     for steps, batch in [(60, 7), (20, 110), (300, 2)]:
         check(Case(steps, batch, 3, 9, projection, bidirectional=True, layout=layout, resets=resets))
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed", "lengths", "no lengths"])
+@pytest.mark.parametrize("projection", [0, 5])
+@pytest.mark.parametrize("rate", [0.3, 1.0])
+def test_recurrent_masks(layout: str, projection: int, rate: float) -> None:
+    """Few and many sequences, in groups and sharing units; one that is read where it lies."""
+    for (steps, batch, hidden), resets, given in itertools.product(
+        [(7, 5, 9), (5, 1, 300), (9, 13, 130), (3, 150, 17)], ["none", "some"], [False, True]
+    ):
+        case = Case(
+            steps, batch, 3, hidden, projection, True, hidden % 2 == 1, layout, resets, given, "peephole"
+        )
+        check(dataclasses.replace(case, dropout=rate))
 
 
 @pytest.mark.parametrize(("hidden", "projection"), [(1030, 0), (1024, 0), (1100, 1027)])

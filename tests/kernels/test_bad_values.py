@@ -51,6 +51,17 @@ def test_bad_values_in_one_sequence(cell: str, value: float) -> None:
     assert_same_bits(select(actual, PER_SEQUENCE, others), select(before, PER_SEQUENCE, others))
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
+def test_a_mask_stops_bad_values(value: float) -> None:
+    """What a recurrent mask drops is zero, whatever it was."""
+    call = make_call(Case(4, 3, 5, 17, given=True, dropout=1.0))
+    bad = call.h_0.clone()
+    bad[0, 1] = value
+    actual, clean = run_layer(call.replace(h_0=bad)), run_layer(call)
+    assert_same_bits(actual, clean)
+    assert_close(run_reference(call.replace(h_0=bad)), clean)
+
+
 @pytest.mark.parametrize("where", ["h_0", "c_0"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
 def test_bad_values_in_one_initial_state(where: str, value: float) -> None:
@@ -155,8 +166,8 @@ def check_rounding(dtype: torch.dtype, identity: list[float]) -> None:
     w_ih[2] = torch.eye(hidden, dtype=dtype)
     call = LayerCall(
         small.unsqueeze(0), torch.zeros(1, 256, hidden, dtype=dtype), large.unsqueeze(0),
-        [w_ih.view(-1, hidden), torch.zeros(4 * hidden, hidden, dtype=dtype)], None, None, None, "lstm",
-        [*one, *identity, *identity], False, False, False,
+        [w_ih.view(-1, hidden), torch.zeros(4 * hidden, hidden, dtype=dtype)], None, None, None, None,
+        "lstm", [*one, *identity, *identity], False, False, False, 1.0,
     )  # fmt: skip
     c_n = ops.lstm_layer(*call.arguments(), 0)[2][0]
     expected = (large.float() + small.float()).to(dtype)

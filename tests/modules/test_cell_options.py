@@ -3,12 +3,14 @@
 import copy
 import itertools
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
 from support import BACKENDS, assert_all_near, assert_near, weighted_sum
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.checkpoint import checkpoint
 
 import customlstm
 from customlstm import Cell, compat, convert
@@ -392,27 +394,124 @@ def test_share_of_dropped_weights() -> None:
     assert mask.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
 
 
+# --- dropout of the hidden state ---
+
+
 @backends
-def test_weight_dropout_under_checkpoint(backend: str) -> None:
-    """The forward that a checkpoint repeats draws the mask of the first one."""
-    lstm, x = make(None, backend, weight_dropout=0.5), random_input().requires_grad_()
-
-    def gradients(run: object) -> list[Tensor]:
-        torch.manual_seed(2)
-        output = run(x)
-        return list(torch.autograd.grad(output.sin().sum(), [x, *lstm.parameters()]))
-
-    plain = gradients(lambda x: lstm(x)[0])
-    again = gradients(
-        lambda x: torch.utils.checkpoint.checkpoint(lambda x: lstm(x)[0], x, use_reentrant=False)
+@shapes
+def test_recurrent_dropout_is_one_mask_a_sequence(options: dict, backend: str) -> None:
+    """What comes out is the operator with these masks: drawn layer by layer, the same at every step."""
+    rate, lstm = 0.4, make(CELLS[0], backend, recurrent_dropout=0.4, **options)
+    x, state = random_input().requires_grad_(), lstm.proj_size or HIDDEN
+    directions = 2 if lstm.bidirectional else 1
+    torch.manual_seed(11)
+    batch = T if lstm.batch_first else B
+    masks = [torch.rand(directions, batch, state) >= rate for _ in range(lstm.num_layers)]
+    torch.manual_seed(11)
+    output, (h_n, c_n) = lstm(x)
+    weights, expected = lstm._weight_list(), x.transpose(0, 1) if lstm.batch_first else x
+    per_layer, last = len(weights) // lstm.num_layers, []
+    for k, mask in enumerate(masks):
+        expected, h, c, *_ = torch.ops.customlstm.lstm_layer_reference(
+            expected, None, None, weights[k * per_layer : (k + 1) * per_layer], None, None, None, mask,
+            *lstm.cell.encode(), lstm.bias, state != HIDDEN, lstm.bidirectional, 1 / (1 - rate), 2,
+        )  # fmt: skip
+        last.append((h, c))
+    expected = expected.transpose(0, 1) if lstm.batch_first else expected
+    h, c = (torch.cat(states) for states in zip(*last, strict=True))
+    assert_all_near([output, h_n, c_n], [expected, h, c], ["output", "h_n", "c_n"])
+    gradients, expected_gradients = (
+        torch.autograd.grad(weighted_sum([y]), [x, *weights]) for y in (output, expected)
     )
-    assert_all_near(again, plain, ["input", *lstm.state_dict()], 0.0)
+    assert_all_near(gradients, expected_gradients, ["input", *lstm.state_dict()])
+    assert not torch.equal(lstm(x)[0], output), "the next call has other masks"
+    lstm.eval()
+    assert torch.equal(lstm(x)[0], make(CELLS[0], backend, **options)(x)[0])
 
 
+@backends
+def test_recurrent_dropout_against_a_loop_with_the_same_mask(backend: str) -> None:
+    """Gal and Ghahramani 2016, written with nn.LSTMCell: h_{t-1} is masked, c_{t-1} and outputs are not."""
+    lstm, x = make(None, backend, recurrent_dropout=0.3), random_input()
+    step = nn.LSTMCell(INPUT, HIDDEN, dtype=torch.float64)
+    step.load_state_dict({name.removesuffix("_l0"): value for name, value in lstm.state_dict().items()})
+    torch.manual_seed(4)
+    mask = (torch.rand(1, B, HIDDEN) >= 0.3)[0].double() / 0.7
+    h = c = torch.zeros(B, HIDDEN, dtype=torch.float64)
+    outputs = []
+    for row in x:
+        h, c = step(row, (h * mask, c))
+        outputs.append(h)
+    torch.manual_seed(4)
+    output, (h_n, c_n) = lstm(x)
+    assert_all_near([output, h_n[0], c_n[0]], [torch.stack(outputs), h, c], ["output", "h_n", "c_n"])
+    assert_all_near(
+        torch.autograd.grad(output.sin().sum(), list(lstm.parameters())),
+        torch.autograd.grad(torch.stack(outputs).sin().sum(), list(step.parameters())),
+        list(lstm.state_dict()),
+    )
+
+
+@backends
+def test_packed_sequences_have_masks_of_their_own(backend: str) -> None:
+    lstm, x = make(None, backend, recurrent_dropout=1.0), random_input()
+    lengths = torch.tensor([3, 6, 1, 4])
+    packed, _ = lstm(pack_padded_sequence(x, lengths, enforce_sorted=False))
+    rows = nn.utils.rnn.pad_packed_sequence(packed)[0]
+    # All is dropped: the hidden state counts for nothing, as with recurrent weights of zero.
+    without = make(None, backend)
+    with torch.no_grad():
+        without.weight_hh_l0.zero_()
+    assert_near(rows, without(x, lengths=lengths)[0], "output")
+    torch.manual_seed(6)
+    lstm.recurrent_dropout = 0.5
+    output = lstm(torch.ones(T, 200, INPUT, dtype=torch.float64))[0]
+    assert len(output[-1].unique(dim=0)) > 20, "equal sequences have masks of their own"
+
+
+def test_share_of_dropped_states() -> None:
+    """The cell input is 1 and decays no further: h is what the mask lets through of the step before."""
+    lstm = customlstm.LSTM(
+        1, 64, bias=False, recurrent_dropout=0.3, cell=Cell("identity", "identity", "identity")
+    )
+    with torch.no_grad():
+        lstm.weight_ih_l0.zero_()
+        lstm.weight_hh_l0.zero_()
+        lstm.weight_hh_l0[2 * 64 : 3 * 64] = torch.eye(64)  # g = m h_{t-1}
+        lstm.weight_ih_l0[:64] = 1.0  # i = 1
+        lstm.weight_ih_l0[3 * 64 :] = 1.0  # o = 1
+    torch.manual_seed(0)
+    h = torch.ones(1, 500, 64)
+    output, _ = lstm(torch.ones(3, 500, 1), (h, torch.zeros(1, 500, 64)))
+    kept = output[0] > 0
+    share = 1 - kept.double().mean().item()
+    assert abs(share - 0.3) < 5 * (0.3 * 0.7 / kept.numel()) ** 0.5
+    for t, value in enumerate(output):  # the same units at every step, scaled each time
+        torch.testing.assert_close(value, torch.where(kept, (1 / 0.7) ** (t + 1), 0.0))
+
+
+@backends
+@pytest.mark.parametrize("name", ["recurrent_dropout", "weight_dropout"])
+def test_dropout_under_checkpoint(name: str, backend: str) -> None:
+    """The forward that a checkpoint repeats draws the masks of the first one."""
+    lstm, x = make(CELLS[3], backend, num_layers=2, **{name: 0.5}), random_input().requires_grad_()
+
+    def gradients(run: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        torch.manual_seed(2)
+        return list(torch.autograd.grad(run(x).sin().sum(), [x, *lstm.parameters()]))
+
+    def repeated(x: Tensor) -> Tensor:
+        return checkpoint(lambda x: lstm(x)[0], x, use_reentrant=False)
+
+    names = ["input", *lstm.state_dict()]
+    assert_all_near(gradients(repeated), gradients(lambda x: lstm(x)[0]), names, 0.0)
+
+
+@pytest.mark.parametrize("name", ["recurrent_dropout", "weight_dropout"])
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
-def test_weight_dropout_in_torchscript_and_compile() -> None:
+def test_dropout_in_torchscript_and_compile(name: str) -> None:
     torch._dynamo.reset()
-    lstm, x = make(None, num_layers=2, bidirectional=True, weight_dropout=0.5), random_input()
+    lstm, x = make(CELLS[0], num_layers=2, bidirectional=True, **{name: 0.5}), random_input()
     for run in (torch.jit.script(lstm), torch.compile(lstm, fullgraph=True, backend="aot_eager")):
         torch.manual_seed(8)
         output = run(x)[0]
@@ -422,18 +521,26 @@ def test_weight_dropout_in_torchscript_and_compile() -> None:
     assert_near(torch.jit.script(lstm)(x)[0], lstm(x)[0], "output in eval mode")
 
 
-def test_weight_dropout_that_cannot_be() -> None:
+@pytest.mark.parametrize("name", ["recurrent_dropout", "weight_dropout"])
+def test_rates_that_cannot_be(name: str) -> None:
+    lstm = customlstm.LSTM(INPUT, HIDDEN)
     for rate in (-0.1, 1.5, True, "0.5", None):
-        with pytest.raises(ValueError, match=r"weight_dropout must be a number in the range \[0, 1\]"):
-            customlstm.LSTM(INPUT, HIDDEN, weight_dropout=rate)
+        text = rf"{name} must be a number in the range \[0, 1\]"
+        with pytest.raises(ValueError, match=text):
+            customlstm.LSTM(INPUT, HIDDEN, **{name: rate})
+        with pytest.raises(ValueError, match=text):
+            setattr(lstm, name, rate)
+    setattr(lstm, name, 0.25)
+    assert getattr(lstm, name) == 0.25
 
 
-def test_weight_dropout_elsewhere() -> None:
-    lstm = customlstm.LSTM(INPUT, HIDDEN, weight_dropout=0.5)
-    assert repr(lstm) == "LSTM(3, 5, weight_dropout=0.5)"
-    assert convert.to_customlstm(lstm).weight_dropout == 0.5
+@pytest.mark.parametrize("name", ["recurrent_dropout", "weight_dropout"])
+def test_dropout_elsewhere(name: str) -> None:
+    lstm = customlstm.LSTM(INPUT, HIDDEN, **{name: 0.5})
+    assert repr(lstm) == f"LSTM(3, 5, {name}=0.5)"
+    assert getattr(convert.to_customlstm(lstm), name) == 0.5
     for function in (convert.to_torch, convert.to_compat):
-        with pytest.raises(ValueError, match=r"weight_dropout=0.5, which .* has not; set module"):
+        with pytest.raises(ValueError, match=rf"{name}=0.5, which .* has not; set module.{name} = 0"):
             function(lstm)
     with pytest.raises(ValueError, match=r"call lstm.eval\(\) before streaming"):
         customlstm.Stream(lstm)(torch.randn(4, INPUT))

@@ -43,6 +43,7 @@ def layer_arguments(
     packed: bool = False,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
+    mask: bool = False,
     save: int = 2,
 ) -> list[Any]:
     requires_grad = save == 2
@@ -52,7 +53,8 @@ def layer_arguments(
     input = leaf(7, INPUT) if packed else leaf(T, B, INPUT)
     weights = weights_of(directions, bias, proj_size, dtype, requires_grad)
     flags = [bias, proj_size > 0, directions == 2]
-    return [input, *hx, weights, sizes, lengths, resets, NAME, ARGUMENTS, *flags, save]
+    kept = torch.rand(directions, B, proj_size or HIDDEN) < 0.5 if mask else None
+    return [input, *hx, weights, sizes, lengths, resets, kept, NAME, ARGUMENTS, *flags, 2.0, save]
 
 
 LAYERS = {
@@ -66,6 +68,7 @@ LAYERS = {
         "resets": torch.tensor([[0, 1, 0]] * T).bool(),
     },
     "16 bit": {"dtype": torch.bfloat16, "proj_size": 2},
+    "mask": {"mask": True, "directions": 2, "packed": True, "proj_size": 2},
     "nothing saved": {"save": 0},
     "states saved": {"save": 1},
 }
@@ -99,7 +102,7 @@ def test_opcheck_layer(options: dict[str, Any], operator: Any) -> None:
     "options", [{}, {"proj_size": 2, "bias": False, "dtype": torch.bfloat16}], ids=["plain", "16 bit"]
 )
 def test_opcheck_cell(options: dict[str, Any], operator: Any) -> None:
-    input, h_0, c_0, weights, _, _, _, *rest = layer_arguments(**options)
+    input, h_0, c_0, weights, _, _, _, _, *rest = layer_arguments(**options)
     arguments = [*(without_gradient(t)[0].requires_grad_() for t in (input, h_0, c_0)), weights, *rest[:4], 2]
     opcheck(operator, arguments)
     h_1, _, *saved = (t.detach() for t in operator(*arguments))
@@ -135,9 +138,11 @@ BAD = {
     "lengths negative": (5, lambda _: torch.tensor([1, 2, -1])),
     "shape of resets": (6, lambda _: torch.zeros(B, T).bool()),
     "dtype of resets": (6, lambda _: torch.zeros(T, B)),
-    "unknown cell": (7, lambda _: "gru"),
-    "cell arguments cut short": (8, lambda a: a[:-1]),
-    "unknown activation": (8, lambda a: [99.0, *a[1:]]),
+    "shape of recurrent_mask": (7, lambda _: torch.zeros(1, HIDDEN, B).bool()),
+    "dtype of recurrent_mask": (7, lambda _: torch.zeros(1, B, HIDDEN)),
+    "unknown cell": (8, lambda _: "gru"),
+    "cell arguments cut short": (9, lambda a: a[:-1]),
+    "unknown activation": (9, lambda a: [99.0, *a[1:]]),
     "save": (-1, lambda _: 3),
 }
 

@@ -37,6 +37,7 @@ def cases(draw: st.DrawFn, layouts: str = "padded packed lengths", **fixed: Any)
         "layout": draw(st.sampled_from(layouts.split())),
         "resets": draw(st.sampled_from(["none", "first", "every", "some"])),
         "given": draw(st.booleans()),
+        "dropout": draw(st.sampled_from([0.0, 0.0, 0.4])),
         "cell": cell,
         # gates that are not bounded make the states explode, and every rounding with them
         "gain": 0.3 if cell.endswith("gate") else 1.0,
@@ -58,6 +59,7 @@ def columns(call: LayerCall, index: Any) -> LayerCall:
         c_0=None if call.c_0 is None else call.c_0[:, index],
         lengths=None if call.lengths is None else call.lengths[index],
         resets=None if call.resets is None else call.resets[:, index],
+        recurrent_mask=None if call.recurrent_mask is None else call.recurrent_mask[:, index],
     )
 
 
@@ -72,14 +74,14 @@ def test_fused_is_the_reference(case: Case) -> None:
     assert_close(run_layer(call), run_reference(call), case, tolerance=1e-12, relative=1e-12)
 
 
-@given(cases("padded packed", dtype=torch.float64, cell="standard", gain=1.0, resets="none"))
+@given(cases("padded packed", dtype=torch.float64, cell="standard", gain=1.0, resets="none", dropout=0.0))
 def test_fused_is_nn_lstm(case: Case) -> None:
     call = make_call(case)
     assert_close(run_layer(call, results=RESULTS[:3]), run_nn_lstm(call), case)
 
 
 @given(
-    cases(dtype=torch.float64, resets="none", given=False),
+    cases(dtype=torch.float64, resets="none", given=False, dropout=0.0),
     st.integers(1, 3),
     st.booleans(),
     st.sampled_from(["padded", "packed", "unbatched"]),
@@ -243,6 +245,7 @@ def test_the_reverse_direction_is_the_forward_one_on_the_reversed_sequence(case:
         h_0=None if call.h_0 is None else call.h_0[1:],
         c_0=None if call.c_0 is None else call.c_0[1:],
         resets=resets,
+        recurrent_mask=None if call.recurrent_mask is None else call.recurrent_mask[1:],
         bidirectional=False,
     )
     both, found = forward(call), forward(single)
@@ -256,7 +259,7 @@ def test_the_reverse_direction_is_the_forward_one_on_the_reversed_sequence(case:
     assert_same_bits(found, expected, case)
 
 
-@given(cases("padded", steps=1, bidirectional=False, resets="none", given=True))
+@given(cases("padded", steps=1, bidirectional=False, resets="none", given=True, dropout=0.0))
 def test_a_single_step_is_a_layer_of_one_step(case: Case) -> None:
     call = make_call(case)
     h_1, c_1, c_all, _, _ = ops.lstm_cell(

@@ -58,8 +58,11 @@ Tiling read_tiling(const int64_t* t) {
           int32_t(t[5]),              int32_t(t[6]), int32_t(t[7]), int32_t(t[8])};
 }
 
+constexpr int kSequencePointers = 5;
+
 Sequences read_sequences(void* const* p) {
-  return {static_cast<const int64_t*>(p[0]), static_cast<const int64_t*>(p[1]), static_cast<const uint8_t*>(p[2])};
+  return {static_cast<const int64_t*>(p[0]), static_cast<const int64_t*>(p[1]), static_cast<const uint8_t*>(p[2]),
+          static_cast<const uint8_t*>(p[3]), p[4] ? *static_cast<const double*>(p[4]) : 1.0};
 }
 
 // What forward and backward begin with; returns where their own arrays begin.
@@ -67,7 +70,7 @@ template <class Params>
 void* const* read_layer(Params& p, const int64_t* sizes, void* const* pointers) {
   p.size = read_sizes(sizes);
   p.sequences = read_sequences(pointers);
-  void* const* at = pointers + 3;
+  void* const* at = pointers + kSequencePointers;
   for (auto& w : p.weights) {
     w = {at[0], at[1], at[2], at[3], {at[4], at[5], at[6]}};
     at += 7;
@@ -102,7 +105,7 @@ void run(MathKind math, Params& p, const Tiling& tiling, int64_t standard, const
 
 }  // namespace
 
-// pointers: step_row, lengths, resets; w_hh, b_ih, b_hh, w_hr and three peephole weights of each of two directions; then
+// pointers: step_row, lengths, resets, recurrent mask and its scale; w_hh, b_ih, b_hh, w_hr and three peephole weights of each of two directions; then
 // the arrays of the struct.
 extern "C" int customlstm_forward(int64_t math, const int64_t* sizes, const int64_t* tiling, void* const* pointers,
                                   int64_t standard, const double* cell, uint64_t seed, char* error, int64_t size) {
@@ -151,14 +154,15 @@ extern "C" int customlstm_zero_padding(const int64_t* sizes, void* const* pointe
                                        char* error, int64_t size) {
   return guarded(error, size, [&] {
     HostLauncher launcher{seed};
-    zero_padding(read_sizes(sizes), read_sequences(pointers), row_bytes, pointers[3], launcher);
+    zero_padding(read_sizes(sizes), read_sequences(pointers), row_bytes, pointers[kSequencePointers], launcher);
   });
 }
 
 extern "C" int customlstm_previous_hidden(int64_t type, const int64_t* sizes, void* const* pointers, uint64_t seed,
                                           char* error, int64_t size) {
   return guarded(error, size, [&] {
-    PreviousHiddenParams p = {read_sizes(sizes), read_sequences(pointers), pointers[3], pointers[4], pointers[5]};
+    void* const* at = pointers + kSequencePointers;
+    PreviousHiddenParams p = {read_sizes(sizes), read_sequences(pointers), at[0], at[1], at[2]};
     HostLauncher launcher{seed};
     switch (static_cast<StorageType>(type)) {
       case StorageType::kFloat32: return previous_hidden<float>(p, launcher);
