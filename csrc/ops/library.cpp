@@ -11,73 +11,13 @@
 #endif
 #include "../cpu/kernels.h"
 #include "interface.h"
+#include "layer_ops.h"
 #include "op_string.h"
 #include "schema.h"
 
 namespace customlstm {
 
 namespace {
-
-using OptionalTensor = std::optional<Tensor>;
-using torch::stable::unsqueeze;
-using torch::stable::squeeze;
-
-// The ops of one device, from what computes a layer there.
-using Forward = LayerResult(const LayerArguments&, int64_t save);
-using Backward = LayerGradients(const LayerArguments&, const SavedTensors&, const GradOutputs&,
-                                const std::vector<int64_t>& needs);
-
-template <Forward layer_forward>
-LayerResult lstm_layer(Tensor input, OptionalTensor h_0, OptionalTensor c_0, std::vector<Tensor> weights,
-                       OptionalTensor batch_sizes, OptionalTensor lengths, OptionalTensor resets,
-                       OptionalTensor recurrent_mask, OpString cell, std::vector<double> cell_args, bool bias,
-                       bool projection, bool bidirectional, double recurrent_scale, int64_t save) {
-  return layer_forward({input, h_0, c_0, weights, batch_sizes, lengths, resets, recurrent_mask, cell.text, cell_args,
-                        bias, projection, bidirectional, recurrent_scale},
-                       save);
-}
-
-template <Backward layer_backward>
-LayerGradients lstm_layer_backward(OptionalTensor grad_output, OptionalTensor grad_h_n, OptionalTensor grad_c_n,
-                                   OptionalTensor grad_c_all, Tensor input, OptionalTensor h_0, OptionalTensor c_0,
-                                   std::vector<Tensor> weights, OptionalTensor batch_sizes, OptionalTensor lengths,
-                                   OptionalTensor resets, OptionalTensor recurrent_mask, OpString cell,
-                                   std::vector<double> cell_args, bool bias, bool projection, bool bidirectional,
-                                   double recurrent_scale, Tensor output, Tensor c_all, Tensor gates, Tensor hidden,
-                                   std::vector<int64_t> needs) {
-  return layer_backward({input, h_0, c_0, weights, batch_sizes, lengths, resets, recurrent_mask, cell.text, cell_args,
-                         bias, projection, bidirectional, recurrent_scale},
-                        {output, c_all, gates, hidden}, {grad_output, grad_h_n, grad_c_n, grad_c_all}, needs);
-}
-
-// A single step is a layer of one step: input [B, L], states [B, P] and [B, H].
-template <Forward layer_forward>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_cell(Tensor input, Tensor h_0, Tensor c_0,
-                                                             std::vector<Tensor> weights, OpString cell,
-                                                             std::vector<double> cell_args, bool bias,
-                                                             bool projection, int64_t save) {
-  const OptionalTensor none, h(unsqueeze(h_0, 0)), c(unsqueeze(c_0, 0));
-  const Tensor x = unsqueeze(input, 0);
-  auto [output, h_n, c_n, c_all, gates, hidden] =
-      layer_forward({x, h, c, weights, none, none, none, none, cell.text, cell_args, bias, projection, false, 1.0}, save);
-  const bool saved = save == 2;
-  return {squeeze(h_n, 0), squeeze(c_n, 0), save >= 1 ? squeeze(c_all, 0) : c_all,
-          saved ? squeeze(squeeze(gates, 0), 1) : gates, saved && projection ? squeeze(hidden, 0) : hidden};
-}
-
-template <Backward layer_backward>
-LayerGradients lstm_cell_backward(OptionalTensor grad_h_1, OptionalTensor grad_c_1, Tensor input, Tensor h_0,
-                                  Tensor c_0, std::vector<Tensor> weights, OpString cell,
-                                  std::vector<double> cell_args, bool bias, bool projection, Tensor h_1, Tensor c_all,
-                                  Tensor gates, Tensor hidden, std::vector<int64_t> needs) {
-  const OptionalTensor none, h(unsqueeze(h_0, 0)), c(unsqueeze(c_0, 0));
-  const Tensor x = unsqueeze(input, 0);
-  auto [grad_input, grad_h, grad_c, grad_weights] =
-      layer_backward({x, h, c, weights, none, none, none, none, cell.text, cell_args, bias, projection, false, 1.0},
-                     {h_1, c_all, gates, hidden}, {none, grad_h_1, grad_c_1, none}, needs);
-  return {needs[0] ? squeeze(grad_input, 0) : grad_input, needs[1] ? squeeze(grad_h, 0) : grad_h,
-          needs[2] ? squeeze(grad_c, 0) : grad_c, grad_weights};
-}
 
 Tensor lstm_pack(std::vector<Tensor> weights, OpString cell, std::vector<double> cell_args, bool bias, bool projection,
                  int64_t batch) {

@@ -32,7 +32,7 @@ def test_layer(dtype: torch.dtype, lengths_on: str | None) -> None:
         own = weights(4, 6, 2, 2, dtype)
         states = [torch.empty(2, 3, n, device="cuda", dtype=dtype) for n in (2, 6)]
         lengths = None if lengths_on is None else torch.empty(3, dtype=torch.int64, device=lengths_on)
-        call = (x, *states, own, None, lengths, None, *STANDARD, True, True, True)
+        call = (x, *states, own, None, lengths, None, None, *STANDARD, True, True, True, 1.0)
         results = ops.lstm_layer(*call, 2)
         shapes = [(5, 3, 4), (2, 3, 2), (2, 3, 6), (5, 3, 12), (5, 3, 2, 4, 6), (5, 3, 12)]
         assert [tuple(r.shape) for r in results] == shapes

@@ -17,7 +17,7 @@
 #include "../../../csrc/cuda/kernels.h"
 #include "../../../csrc/ops/layer_arguments.h"
 #include "../../../csrc/ops/matrices.h"
-#include "../../../csrc/ops/op_string.h"
+#include "../../../csrc/ops/layer_ops.h"
 #include "../../../csrc/ops/schema.h"
 
 namespace torch::stable::accelerator {
@@ -104,27 +104,6 @@ void zero_padding(const Sizes& size, const Sequences& sequences, int64_t row_byt
 
 namespace {
 
-using OptionalTensor = std::optional<Tensor>;
-
-LayerResult lstm_layer(Tensor input, OptionalTensor h_0, OptionalTensor c_0, std::vector<Tensor> weights,
-                       OptionalTensor batch_sizes, OptionalTensor lengths, OptionalTensor resets, OpString cell,
-                       std::vector<double> cell_args, bool bias, bool projection, bool bidirectional, int64_t save) {
-  return cuda_layer_forward({input, h_0, c_0, weights, batch_sizes, lengths, resets, cell.text, cell_args, bias,
-                             projection, bidirectional},
-                            save);
-}
-
-LayerGradients lstm_layer_backward(OptionalTensor grad_output, OptionalTensor grad_h_n, OptionalTensor grad_c_n,
-                                   OptionalTensor grad_c_all, Tensor input, OptionalTensor h_0, OptionalTensor c_0,
-                                   std::vector<Tensor> weights, OptionalTensor batch_sizes, OptionalTensor lengths,
-                                   OptionalTensor resets, OpString cell, std::vector<double> cell_args, bool bias,
-                                   bool projection, bool bidirectional, Tensor output, Tensor c_all, Tensor gates,
-                                   Tensor hidden, std::vector<int64_t> needs) {
-  return cuda_layer_backward({input, h_0, c_0, weights, batch_sizes, lengths, resets, cell.text, cell_args, bias,
-                              projection, bidirectional},
-                             {output, c_all, gates, hidden}, {grad_output, grad_h_n, grad_c_n, grad_c_all}, needs);
-}
-
 int64_t forwards() { return cuda::forwards; }
 
 }  // namespace
@@ -136,8 +115,8 @@ STABLE_TORCH_LIBRARY(customlstm_host, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(customlstm_host, CPU, m) {
-  m.impl("lstm_layer", TORCH_BOX(&lstm_layer));
-  m.impl("lstm_layer_backward", TORCH_BOX(&lstm_layer_backward));
+  m.impl("lstm_layer", TORCH_BOX(&lstm_layer<cuda_layer_forward>));
+  m.impl("lstm_layer_backward", TORCH_BOX(&lstm_layer_backward<cuda_layer_backward>));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(customlstm_host, CompositeExplicitAutograd, m) {
