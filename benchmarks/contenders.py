@@ -36,6 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 MODULE_OPTIONS: dict[str, dict[str, Any]] = {
     "recurrent dropout": {"recurrent_dropout": 0.3},
     "weight dropout": {"weight_dropout": 0.3},
+    "zoneout": {"zoneout": 0.1},
 }
 
 

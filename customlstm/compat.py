@@ -208,7 +208,7 @@ class LSTM(nn.Module):
         cell_name, cell_args = self.cell.encode()
         h, h_n, c_n, c = functional.lstm(
             input, hx, self._weight_list(), None, None, cell_name, cell_args, True, self.layers, False, True,
-            0.0, 0.0, 0.0, self.training, self.sequences, self.backend,
+            0.0, 0.0, 0.0, 0.0, 0.0, self.training, self.sequences, self.backend,
         )  # fmt: skip
         return (h, c) if self.sequences else (h_n[-1], c_n[-1])
 

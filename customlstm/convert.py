@@ -306,13 +306,13 @@ def _supported(module: object) -> None:
         )
 
 
-_DROPOUTS = ("recurrent_dropout", "weight_dropout")
+_DROPOUTS = ("recurrent_dropout", "weight_dropout", "zoneout")
 
 
 def _without_dropouts(module: nn.Module, where: str) -> None:
     for name in _DROPOUTS:
         rate = getattr(module, name, 0.0)
-        if rate:
+        if rate not in (0, (0, 0)):
             raise ValueError(f"module has {name}={rate}, which {where} has not; set module.{name} = 0 first")
 
 

@@ -28,6 +28,8 @@ def lstm(
     batch_first: bool,
     dropout: float,
     recurrent_dropout: float,
+    zoneout_h: float,
+    zoneout_c: float,
     weight_dropout: float,
     training: bool,
     states: bool,
@@ -46,6 +48,7 @@ def lstm(
         cell, cell_args: what ``Cell.encode()`` gives.
         dropout: on the output of every layer but the last, if ``training``.
         recurrent_dropout: on h_{t-1} before w_hh, one mask a sequence, layer and direction, if ``training``.
+        zoneout_h, zoneout_c: rates; masks if ``training``, else the expectation.
         weight_dropout: on every w_hh, one mask a call, if ``training``.
         states: whether the cell states of every step are wanted.
         backend: "auto", "fused" or "reference".
@@ -65,7 +68,7 @@ def lstm(
     )
     output, h_n, c_n, c_all = _layers(
         x, h_0, c_0, weights, None, lengths, resets, cell, cell_args, bias, num_layers, bidirectional,
-        dropout, recurrent_dropout, weight_dropout, training, states, backend,
+        dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout, training, states, backend,
     )  # fmt: skip
     if not batched:
         output, h_n, c_n = output.squeeze(1), h_n.squeeze(1), c_n.squeeze(1)
@@ -154,6 +157,8 @@ def lstm_packed(
     bidirectional: bool,
     dropout: float,
     recurrent_dropout: float,
+    zoneout_h: float,
+    zoneout_c: float,
     weight_dropout: float,
     training: bool,
     states: bool,
@@ -172,7 +177,7 @@ def lstm_packed(
     check_packed(data, (h_0, c_0), weights)
     return _layers(
         data, h_0, c_0, weights, batch_sizes, None, resets, cell, cell_args, bias, num_layers, bidirectional,
-        dropout, recurrent_dropout, weight_dropout, training, states, backend,
+        dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout, training, states, backend,
     )  # fmt: skip
 
 
@@ -273,6 +278,8 @@ def _layers(
     bidirectional: bool,
     dropout: float,
     recurrent_dropout: float,
+    zoneout_h: float,
+    zoneout_c: float,
     weight_dropout: float,
     training: bool,
     states: bool,
@@ -282,6 +289,7 @@ def _layers(
     projection = weights[1].size(0) != 4 * weights[1].size(1)
     directions = 2 if bidirectional else 1
     per_layer = len(weights) // num_layers
+    state, hidden = directions * weights[1].size(1), directions * (weights[1].size(0) // 4)
     if not torch.jit.is_scripting():
         tensors = [x, *weights] if h_0 is None else [x, h_0, c_0, *weights]
         run = dispatch.choose(backend, cell, tensors).layer
@@ -304,6 +312,11 @@ def _layers(
             mask = torch.rand([directions, batch, weights[1].size(1)], device=x.device) >= recurrent_dropout
             if recurrent_dropout < 1.0:
                 scale = 1.0 / (1.0 - recurrent_dropout)
+        kept_h, kept_c = (
+            _zoneout_mask(x, zoneout_h, state, training),
+            _zoneout_mask(x, zoneout_c, hidden, training),
+        )
+        rate_h, rate_c = (0.0, 0.0) if training else (zoneout_h, zoneout_c)
         save = _what_to_save(x, h, c, own, states and k == num_layers - 1)
         if torch.jit.is_scripting():
             if backend == "reference":
@@ -316,12 +329,16 @@ def _layers(
                     lengths,
                     resets,
                     mask,
+                    kept_h,
+                    kept_c,
                     cell,
                     cell_args,
                     bias,
                     projection,
                     bidirectional,
                     scale,
+                    rate_h,
+                    rate_c,
                     save,
                 )
             else:
@@ -334,12 +351,16 @@ def _layers(
                     lengths,
                     resets,
                     mask,
+                    kept_h,
+                    kept_c,
                     cell,
                     cell_args,
                     bias,
                     projection,
                     bidirectional,
                     scale,
+                    rate_h,
+                    rate_c,
                     save,
                 )
         else:
@@ -352,12 +373,16 @@ def _layers(
                 lengths,
                 resets,
                 mask,
+                kept_h,
+                kept_c,
                 cell,
                 cell_args,
                 bias,
                 projection,
                 bidirectional,
                 scale,
+                rate_h,
+                rate_c,
                 save,
             )[:4]
         h_list.append(h_n)
@@ -369,6 +394,15 @@ def _layers(
     else:
         h_n, c_n = torch.cat(h_list), torch.cat(c_list)
     return x, h_n, c_n, c_all.to(x.dtype) if states else x
+
+
+def _zoneout_mask(x: Tensor, rate: float, size: int, training: bool) -> Tensor | None:
+    """bool, the rows of ``x`` times ``size``: where the old state stays; None where nothing is drawn."""
+    if rate == 0.0 or not training:
+        return None
+    sizes = list(x.shape[:-1])
+    sizes.append(size)
+    return torch.empty(sizes, dtype=torch.bool, device=x.device).bernoulli_(rate)
 
 
 def _drop_recurrent_weights(weights: list[Tensor], directions: int, rate: float) -> list[Tensor]:

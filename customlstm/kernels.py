@@ -60,7 +60,8 @@ def _kept(family: Family, args: Sequence[Any], allocate: Callable[..., Tensor]) 
     directions, rows, _ = family.layout(*args[:-1])
     hidden = weights[1].size(0) // 4
     every_step = [*rows, directions * hidden]
-    gates = [*rows, directions, 4, hidden] if family.indices else [*rows, 4, hidden]
+    saved = family.saved(*args[:-1])
+    gates = [*rows, directions, saved, hidden] if family.indices else [*rows, saved, hidden]
     sizes = [
         every_step if save >= SAVE_STATES else [0],
         gates if save >= SAVE_FOR_BACKWARD else [0],

@@ -112,6 +112,9 @@ class LSTM(_Recurrent):
         recurrent_dropout: rate of dropout on h_{t-1} before the recurrent weights, in training mode (Gal and
             Ghahramani 2016): one mask for every sequence, layer and direction, the same at all steps, what is
             left scaled by 1 / (1 - rate). Outputs and h_n are not masked.
+        zoneout: rate, or rates for (h, c), at which a state stays what it was (Krueger et al. 2016). In
+            training mode every unit of every sequence and step has a mask of its own; in eval mode the new
+            state is the expectation, rate times the old one plus 1 - rate times what the cell computed.
         weight_dropout: rate of dropout on the recurrent weights, in training mode (Merity et al. 2018): one
             mask a call for every layer and direction, what is left scaled by 1 / (1 - rate). Masks come from
             torch's generator of the weights' device.
@@ -144,7 +147,7 @@ class LSTM(_Recurrent):
         "proj_size", "backend",
     ]  # fmt: skip
     __jit_unused_properties__: ClassVar[list[str]] = [
-        "all_weights", "cell", "recurrent_dropout", "weight_dropout",
+        "all_weights", "cell", "recurrent_dropout", "weight_dropout", "zoneout",
     ]  # fmt: skip
 
     def __init__(
@@ -162,6 +165,7 @@ class LSTM(_Recurrent):
         *,
         cell: Cell | None = None,
         recurrent_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
         weight_dropout: float = 0.0,
         forget_bias: float | None = None,
         backend: str = "auto",
@@ -187,6 +191,7 @@ class LSTM(_Recurrent):
         self.batch_first = batch_first
         self.dropout = float(dropout)
         self.recurrent_dropout, self.weight_dropout = recurrent_dropout, weight_dropout  # the properties
+        self.zoneout = zoneout
         self.bidirectional = bool(bidirectional)
         self.proj_size = proj_size
         self._set_options(cell, forget_bias, self.bias, backend)
@@ -265,6 +270,8 @@ class LSTM(_Recurrent):
             self.batch_first,
             self._dropout(),
             self._recurrent_dropout(),
+            self._zoneout(0),
+            self._zoneout(1),
             self._weight_dropout(),
             self.training,
             states,
@@ -304,6 +311,8 @@ class LSTM(_Recurrent):
             self.bidirectional,
             self._dropout(),
             self._recurrent_dropout(),
+            self._zoneout(0),
+            self._zoneout(1),
             self._weight_dropout(),
             self.training,
             states,
@@ -373,26 +382,43 @@ class LSTM(_Recurrent):
     def weight_dropout(self, rate: float) -> None:
         self._set_rate(1, "weight_dropout", rate)
 
+    @property
+    def zoneout(self) -> tuple[float, float]:
+        """Rates of zoneout on h and on c; assign a pair or one number for both at any time."""
+        return self._rates[2], self._rates[3]
+
+    @zoneout.setter
+    def zoneout(self, rates: float | tuple[float, float]) -> None:
+        if not isinstance(rates, (tuple, list)):
+            rates = (rates, rates)
+        elif len(rates) != 2:
+            raise ValueError(f"zoneout must be one rate, or two for h and c, got {rates!r}")
+        for rate in rates:
+            checks.check_rate("zoneout", rate)
+        for index, rate in enumerate(rates):
+            self._set_rate(2 + index, "zoneout", rate)
+
     def _set_rate(self, index: int, name: str, rate: float) -> None:
         checks.check_rate(name, rate)
-        rates = list(getattr(self, "_rates", [0.0, 0.0]))
+        rates = list(getattr(self, "_rates", [0.0] * 4))
         rates[index] = float(rate)
         self._rates = rates
         self._rates_text = " ".join(map(repr, rates))  # as _cell_text
 
     def _rate(self, index: int) -> float:
-        if not self.training:
-            return 0.0
         if not torch.jit.is_scripting():
             if torch.compiler.is_compiling():
                 return _floats(self._rates_text)[index]
         return self._rates[index]
 
     def _recurrent_dropout(self) -> float:
-        return self._rate(0)
+        return self._rate(0) if self.training else 0.0
 
     def _weight_dropout(self) -> float:
-        return self._rate(1)
+        return self._rate(1) if self.training else 0.0
+
+    def _zoneout(self, state: int) -> float:
+        return self._rate(2 + state)
 
     def _weight_list(self) -> list[Tensor]:
         """The weights in the order of the operators.
@@ -428,8 +454,8 @@ class LSTM(_Recurrent):
             s += ", dropout={dropout}"
         if self.bidirectional is not False:
             s += ", bidirectional={bidirectional}"
-        for name in ("recurrent_dropout", "weight_dropout"):
-            if getattr(self, name) != 0:
+        for name in ("recurrent_dropout", "weight_dropout", "zoneout"):
+            if getattr(self, name) not in (0, (0, 0)):
                 s += f", {name}={getattr(self, name)}"
         return s.format(**self.__dict__) + self._options_repr()
 

@@ -38,6 +38,8 @@ def layer(
     projection: bool,
     bidirectional: bool,
     recurrent_scale: float,
+    zoneout: tuple[Tensor | None, Tensor | None],
+    zoneout_rates: tuple[float, float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One layer over the whole sequence, all directions.
 
@@ -52,6 +54,10 @@ def layer(
         resets: bool [T, B]; True cuts the edge between step t-1 and step t, in both directions.
         recurrent_mask: bool [D, B, P]; W_hh is multiplied by ``recurrent_scale`` h_{t-1} where True, by 0
             where False.
+        zoneout: for h and c, bool [T, B, D*P] and [T, B, D*H] (or [N, ...]), or None; where True the state
+            stays what it was (Krueger et al. 2016). Where None, the new state is ``rate`` times the old one
+            plus 1 - ``rate`` times what the cell computed. h_t is computed from the cell's c_t, before c_t is
+            mixed.
 
     Returns:
         output [T, B, D*P] (or [N, D*P]), h_n [D, B, P] and c_n [D, B, H] in the dtype of ``input``, and c_all
@@ -91,6 +97,10 @@ def layer(
             projection,
             None if recurrent_mask is None else recurrent_mask[d],
             recurrent_scale,
+            [
+                _Zoneout(m, rate, valid, batch_sizes, d, directions)
+                for m, rate in zip(zoneout, zoneout_rates, strict=True)
+            ],
             reverse=d == 1,
         )
         for d in range(directions)
@@ -129,6 +139,7 @@ def _direction(
     projection: bool,
     mask: Tensor | None,
     scale: float,
+    zoneout: list["_Zoneout"],
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """All steps of one direction; ``valid`` and ``cuts`` are bool [T, B]. Returns h_all, c_all, h_n, c_n."""
@@ -145,6 +156,7 @@ def _direction(
             cut = cuts[t].unsqueeze(-1)
             h_before, c_before = h.masked_fill(cut, 0.0), c.masked_fill(cut, 0.0)
         h_new, c_new = _step(gates[t], h_before, c_before, own)
+        h_new, c_new = zoneout[0].mix(h_before, h_new, t), zoneout[1].mix(c_before, c_new, t)
         if valid is None:
             h, c = h_all[t], c_all[t] = h_new, c_new
         else:
@@ -154,6 +166,32 @@ def _direction(
     if steps == 0:
         return x.new_zeros(0, batch, state), x.new_zeros(0, batch, hidden), h, c
     return torch.stack(h_all), torch.stack(c_all), h, c
+
+
+class _Zoneout:
+    """Zoneout of one state in one direction: its masks at every step, or its rate."""
+
+    def __init__(
+        self,
+        mask: Tensor | None,
+        rate: float,
+        valid: Tensor | None,
+        batch_sizes: Tensor | None,
+        direction: int,
+        directions: int,
+    ) -> None:
+        self.rate, self.masks = rate, None
+        if mask is None:
+            return
+        mask = mask.chunk(directions, -1)[direction]
+        if batch_sizes is not None:
+            mask = mask.new_zeros(*valid.shape, mask.size(-1)).index_put((valid,), mask)
+        self.masks = mask.unbind(0)
+
+    def mix(self, old: Tensor, new: Tensor, t: int) -> Tensor:
+        if self.masks is not None:
+            return torch.where(self.masks[t], old, new)
+        return new if self.rate == 0 else self.rate * old + (1.0 - self.rate) * new
 
 
 def _cuts(resets: Tensor | None, valid: Tensor | None, reverse: bool) -> Tensor | None:

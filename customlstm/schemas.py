@@ -12,16 +12,18 @@ NAMESPACE = "customlstm"
 
 LSTM_LAYER = (
     "lstm_layer(Tensor input, Tensor? h_0, Tensor? c_0, Tensor[] weights, Tensor? batch_sizes, "
-    "Tensor? lengths, Tensor? resets, Tensor? recurrent_mask, str cell, float[] cell_args, bool bias, "
-    "bool projection, bool bidirectional, float recurrent_scale, int save) "
+    "Tensor? lengths, Tensor? resets, Tensor? recurrent_mask, Tensor? zoneout_h, Tensor? zoneout_c, "
+    "str cell, float[] cell_args, bool bias, bool projection, bool bidirectional, float recurrent_scale, "
+    "float zoneout_h_rate, float zoneout_c_rate, int save) "
     "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor c_all, Tensor gates, Tensor hidden)"
 )
 
 LSTM_LAYER_BACKWARD = (
     "lstm_layer_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_c_all, "
     "Tensor input, Tensor? h_0, Tensor? c_0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, "
-    "Tensor? resets, Tensor? recurrent_mask, str cell, float[] cell_args, bool bias, bool projection, "
-    "bool bidirectional, float recurrent_scale, Tensor output, Tensor c_all, Tensor gates, Tensor hidden, "
+    "Tensor? resets, Tensor? recurrent_mask, Tensor? zoneout_h, Tensor? zoneout_c, str cell, "
+    "float[] cell_args, bool bias, bool projection, bool bidirectional, float recurrent_scale, "
+    "float zoneout_h_rate, float zoneout_c_rate, Tensor output, Tensor c_all, Tensor gates, Tensor hidden, "
     "int[] needs) "
     "-> (Tensor grad_input, Tensor grad_h_0, Tensor grad_c_0, Tensor[] grad_weights)"
 )

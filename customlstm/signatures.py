@@ -32,6 +32,7 @@ class Family:
         indices: how many optional index tensors follow the weights.
         differentiable: how many of the results have a gradient; they come first.
         states: how many results precede c_all.
+        saved: values a unit that ``gates`` holds, called as ``specify`` is.
         wide_state: whether autocast leaves a float32 cell state as it is, as ``nn.LSTMCell`` does.
     """
 
@@ -43,6 +44,7 @@ class Family:
     indices: int
     differentiable: int
     states: int
+    saved: Callable[..., int]
     wide_state: bool = False
 
 
@@ -55,17 +57,21 @@ def _specify_layer(
     lengths: Tensor | None,
     resets: Tensor | None,
     recurrent_mask: Tensor | None,
+    zoneout_h: Tensor | None,
+    zoneout_c: Tensor | None,
     cell: str,
     cell_args: list[float],
     bias: bool,
     projection: bool,
     bidirectional: bool,
     recurrent_scale: float,
+    zoneout_h_rate: float,
+    zoneout_c_rate: float,
 ) -> tuple[Tensor, ...]:
     decoded = Cell.decode(cell, cell_args)
     return reference.layer(
         input, h_0, c_0, weights, batch_sizes, lengths, resets, recurrent_mask, decoded, bias, projection,
-        bidirectional, recurrent_scale,
+        bidirectional, recurrent_scale, (zoneout_h, zoneout_c), (zoneout_h_rate, zoneout_c_rate),
     )  # fmt: skip
 
 
@@ -85,7 +91,7 @@ def _specify_cell(
 def _layout_layer(
     input: Tensor, h_0: Tensor | None, c_0: Any, weights: list[Tensor], batch_sizes: Tensor | None, *rest: Any
 ) -> tuple[int, Sequence[int], list[list[int]]]:
-    directions = 2 if rest[-2] else 1
+    directions = 2 if rest[-4] else 1
     hidden, state = weights[1].size(0) // 4, weights[1].size(1)
     rows = input.shape[:-1]
     batch = input.size(1) if batch_sizes is None else h_0.size(1)
@@ -118,6 +124,19 @@ def _check_tensor(name: str, tensor: Tensor, shape: Sequence[Any], like: Tensor)
             f"{name} must be {like.dtype} on {like.device} as input is, got {tensor.dtype} on {tensor.device}"
         ),
     )
+
+
+def _check_rate(name: str, rate: float) -> None:
+    _require(0 <= rate <= 1, lambda: f"{name} must be a number from 0 to 1, got {rate}")
+
+
+def _check_rows(name: str, mask: Tensor, shape: Sequence[Any]) -> None:
+    def text() -> str:
+        return f"{name} must be bool {list(shape)}, got {mask.dtype} {list(mask.shape)}"
+
+    _require(mask.dtype == torch.bool and mask.dim() == len(shape), text)
+    for size, expected in zip(mask.shape, shape, strict=True):
+        _require(size == expected, text)
 
 
 def _check_weights(
@@ -161,12 +180,16 @@ def _check_layer(
     lengths: Tensor | None,
     resets: Tensor | None,
     recurrent_mask: Tensor | None,
+    zoneout_h: Tensor | None,
+    zoneout_c: Tensor | None,
     cell: str,
     cell_args: list[float],
     bias: bool,
     projection: bool,
     bidirectional: bool,
     recurrent_scale: float,
+    zoneout_h_rate: float,
+    zoneout_c_rate: float,
 ) -> None:
     packed = batch_sizes is not None
     _require(
@@ -221,6 +244,12 @@ def _check_layer(
                 f"{list(recurrent_mask.shape)}"
             ),
         )
+    sizes = (weights[1].size(1), weights[1].size(0) // 4)
+    for name, mask, size in zip(("zoneout_h", "zoneout_c"), (zoneout_h, zoneout_c), sizes, strict=True):
+        if mask is not None:
+            _check_rows(name, mask, [*input.shape[:-1], directions * size])
+    _check_rate("zoneout_h_rate", zoneout_h_rate)
+    _check_rate("zoneout_c_rate", zoneout_c_rate)
 
 
 def _check_layer_values(input: Tensor, h_0: Tensor | None, *rest: Any) -> None:
@@ -260,6 +289,16 @@ def _check_cell(
     _check_tensor("c_0", c_0, [input.size(0), weights[1].size(0) // 4], input)
 
 
+def _saved_layer(*args: Any) -> int:
+    """The gates, and where zoneout mixes cell states the one that it mixes the old one with."""
+    zoneout_c, rate = args[9], args[-1]
+    return 4 + (zoneout_c is not None or rate > 0)
+
+
+def _saved_cell(*args: Any) -> int:
+    return 4
+
+
 def _check_no_values(*_: Any) -> None:
     """A step has no index tensors."""
 
@@ -271,9 +310,10 @@ FAMILIES = {
         _check_layer,
         _check_layer_values,
         _layout_layer,
-        indices=4,
+        indices=6,
         differentiable=4,
         states=3,
+        saved=_saved_layer,
     ),
     "lstm_cell": Family(
         schemas.LSTM_CELL,
@@ -284,6 +324,7 @@ FAMILIES = {
         indices=0,
         differentiable=2,
         states=2,
+        saved=_saved_cell,
         wide_state=True,
     ),
 }

@@ -160,7 +160,8 @@ class Stream:
     def _run(self, x: Tensor) -> Tensor:
         lstm = self.lstm
         weights = lstm._weight_list()
-        rates = (lstm.recurrent_dropout, lstm.weight_dropout, lstm.dropout if lstm.num_layers > 1 else 0)
+        between = lstm.dropout if lstm.num_layers > 1 else 0
+        rates = (lstm.recurrent_dropout, lstm.weight_dropout, *lstm.zoneout, between)
         if lstm.training and any(rates):
             raise ValueError("lstm has dropout and is in training mode: call lstm.eval() before streaming")
         if not self._is_current(weights):
@@ -206,6 +207,8 @@ class Stream:
     def _has_kernel(self, weights: list[Tensor]) -> bool:
         lstm, first = self.lstm, weights[0]
         backend = dispatch.effective_backend(lstm.backend)
+        if any(lstm.zoneout):
+            return False  # the packed step does not know it
         if first.device.type != "cpu" or backend == "reference" or not _binary.status().loaded:
             return False
         return dispatch.why_not_fused(first.device, first.dtype, lstm._cell_name, weights) is None

@@ -6,6 +6,7 @@ template <class S>
 struct BackwardWorkspace {
   S *w_ih[2], *w_hh[2], *w_hr[2];   // packed by columns
   S *dh, *dc, *dprojecting;         // [D, B, padded P or H] gradients of the state after the step at hand
+  S* carried;                       // [D, B, padded P] gradient of h that zoneout hands to the step before
   S* factors;                       // [D, B, padded P] what h is multiplied by before W_hh, where there is a mask
   S* c_0;                           // [D, B, padded H] initial cell state, widened
   S* unit_parameters[2];            // [parameters, padded H]
@@ -49,14 +50,16 @@ struct BackwardCells {
     const Geometry& g = p.g;
     Pack<S, R> saved[Cell::kSaved], c_prev, c, dh, dc, da[Cell::kGates];
     Pack<S, R> parameters[Cell::kParameters + 1], d_parameters[Cell::kParameters + 1];
+    Pack<S, R> dc_before = Pack<S, R>::broadcast(S(0));   // what zoneout hands to the step before
     // What the next step reads lies in as many places as it has rows and gates, too many for the processor to foresee.
     const int64_t next_t = job.direction == 0 ? (t > 0 ? t - 1 : t) : (t + 1 < job.steps ? t + 1 : t);
     const int64_t ahead = (g.step_row[next_t] - g.step_row[t]) * g.directions * g.hidden_size;
     for (int r = 0; r < R; ++r) {
       const int64_t column = job.columns[i + r];
       const int64_t at = (g.step_row[t] + column) * g.directions + job.direction;
-      const S* gates = static_cast<const S*>(p.gates) + at * Cell::kSaved * g.hidden_size + unit;
-      for (int k = 0; k < Cell::kSaved; ++k) __builtin_prefetch(gates + ahead * Cell::kSaved + k * g.hidden_size, 0, 2);
+      const int64_t values = saved_values<Cell>(g);
+      const S* gates = static_cast<const S*>(p.gates) + at * values * g.hidden_size + unit;
+      for (int k = 0; k < Cell::kSaved; ++k) __builtin_prefetch(gates + ahead * values + k * g.hidden_size, 0, 2);
       __builtin_prefetch(static_cast<const S*>(p.c_all) + at * g.hidden_size + unit + 2 * ahead, 0, 2);
       for (int k = 0; k < Cell::kSaved; ++k) saved[k].row[r] = load_as<S>(gates + k * g.hidden_size, lanes);
       c.row[r] = load_as<S>(static_cast<const S*>(p.c_all) + at * g.hidden_size + unit, lanes);
@@ -73,6 +76,15 @@ struct BackwardCells {
         const S* d = static_cast<const S*>(p.grad_c_all) + at * g.hidden_size + unit;
         dc.row[r] = dc.row[r] + load_as<S>(d, lanes);
       }
+      if (is_on(g.zoneout_c)) {
+        c.row[r] = load_as<S>(gates + Cell::kSaved * g.hidden_size, lanes);   // the cell's own
+        split(g.zoneout_c, dc.row[r], at * g.hidden_size + unit, lanes, dc_before.row[r], dc.row[r]);
+      }
+      if (is_on(g.zoneout_h) && !g.projection) {
+        Vec<S> before;
+        split(g.zoneout_h, dh.row[r], at * g.hidden_size + unit, lanes, before, dh.row[r]);
+        before.store(w.row(w.carried, w.h_stride, g, job, i + r) + unit);
+      }
     }
     load_unit_parameters<Cell>(g, w.unit_parameters[job.direction], w.c_stride, unit, parameters);
     for (int k = 0; k < Cell::kParameters; ++k)
@@ -80,6 +92,7 @@ struct BackwardCells {
     Cell::backward(*static_cast<const CellParams<S>*>(p.cell_params), saved, parameters, c_prev, c, dh, dc, da,
                    d_parameters);
     for (int r = 0; r < R; ++r) {
+      if (is_on(g.zoneout_c)) dc.row[r] = dc.row[r] + dc_before.row[r];
       dc.row[r].store(w.row(w.dc, w.c_stride, g, job, i + r) + unit);
       S* to = gate_row(p, w, job, t, job.columns[i + r]);
       for (int k = 0; k < Cell::kGates; ++k) Operand::store_part(da[k].row[r], to, k * g.hidden_size + unit, lanes);
@@ -142,6 +155,7 @@ struct Backward {
     w.dh = arena.take<S>(rows * w.h_stride);
     w.dc = arena.take<S>(rows * w.c_stride);
     w.factors = arena.take<S>(g.recurrent_mask ? rows * w.h_stride : 0);
+    w.carried = arena.take<S>(is_on(g.zoneout_h) ? rows * w.h_stride : 0);
     w.dprojecting = arena.take<S>(g.projection ? rows * w.c_stride : 0);
     w.c_0 = arena.take<S>(p.c_0 ? rows * w.c_stride : 0);
     for (int64_t d = 0; d < g.directions; ++d) w.unit_parameters[d] = arena.take<S>(g.unit_parameters * w.c_stride);
@@ -296,7 +310,7 @@ struct Backward {
       for (int64_t k = 0; k < active; ++k) w.rows[k] = Cells::gate_row(p, w, job, t, job.columns[k]);
       Gradients<T, Cell>::multiply(g, w_hh, outputs, w.rows, active, w.scratch.weights,
                                    w.row(w.dh, w.h_stride, g, job, 0), w.h_stride, false);
-      if (g.recurrent_mask) mask_state(p, w, job, active, outputs);
+      if (g.recurrent_mask || is_on(g.zoneout_h)) finish_state(p, w, job, active, outputs);
       if (g.resets) cut_state(p, w, job, t, active, units, outputs);
     }
   }
@@ -329,8 +343,28 @@ struct Backward {
         continue;
       }
       S* to = hidden_state_row(p, w, job, t, job.columns[i]);
-      for (int64_t k = begin; k < end; ++k) Operand::set(to, k, dy ? dh[k] + S(to_float(dy[k])) : dh[k]);
+      if (is_on(g.zoneout_h)) {
+        split_state(p, w, job, i, row, begin, end, dy, to);
+      } else {
+        for (int64_t k = begin; k < end; ++k) Operand::set(to, k, dy ? dh[k] + S(to_float(dy[k])) : dh[k]);
+      }
       if (end == g.output_size && !Operand::whole_elements(end)) Operand::set(to, end, S(0));
+    }
+  }
+
+  // The gradient of a projected h_t, in the part of the one that was computed and the part of the step before.
+  static void split_state(const BackwardParams& p, const Workspace& w, const Job& job, int64_t i, int64_t row,
+                          int64_t begin, int64_t end, const T* dy, S* to) {
+    const Geometry& g = p.g;
+    const S* dh = w.row(w.dh, w.h_stride, g, job, i);
+    const int64_t at = (row * g.directions + job.direction) * g.output_size;
+    for (int64_t k = begin; k < end; k += kLanes) {
+      const int lanes = int(min64(kLanes, end - k));
+      Vec<S> d = Vec<S>::load(dh + k), before, computed;
+      if (dy) d = d + load_as<S>(dy + k, lanes);
+      split(g.zoneout_h, d, at + k, lanes, before, computed);
+      before.store(w.row(w.carried, w.h_stride, g, job, i) + k);
+      Operand::store_part(computed, to, k, lanes);
     }
   }
 
@@ -360,13 +394,18 @@ struct Backward {
     }
   }
 
-  // From the gradient of what W_hh was multiplied by to that of h.
-  static void mask_state(const BackwardParams& p, const Workspace& w, const Job& job, int64_t active, Range outputs) {
+  // From the gradient of what W_hh was multiplied by to that of h, with what zoneout handed on.
+  static void finish_state(const BackwardParams& p, const Workspace& w, const Job& job, int64_t active, Range outputs) {
+    const Geometry& g = p.g;
     const int64_t begin = outputs.begin * kWidth, end = min64(outputs.end * kWidth, w.h_stride);
     for (int64_t i = 0; i < active; ++i) {
-      S* dh = w.row(w.dh, w.h_stride, p.g, job, i);
-      const S* factors = w.row(w.factors, w.h_stride, p.g, job, i);
-      for (int64_t k = begin; k < end; k += kLanes) masked(Vec<S>::load(dh + k), Vec<S>::load(factors + k)).store(dh + k);
+      S* dh = w.row(w.dh, w.h_stride, g, job, i);
+      for (int64_t k = begin; k < end; k += kLanes) {
+        Vec<S> d = Vec<S>::load(dh + k);
+        if (g.recurrent_mask) d = masked(d, Vec<S>::load(w.row(w.factors, w.h_stride, g, job, i) + k));
+        if (is_on(g.zoneout_h)) d = d + Vec<S>::load(w.row(w.carried, w.h_stride, g, job, i) + k);
+        d.store(dh + k);
+      }
     }
   }
 

@@ -136,6 +136,7 @@ struct Forward {
     for (int copy = 0; copy < 2; ++copy) {
       w.unmasked[copy] = g.recurrent_mask ? arena.take<S>(rows * w.h_stride) : w.h[copy];
     }
+    w.held = arena.take<S>(is_on(g.zoneout_h) ? rows * factor_stride(g) : 0);
     w.factors = arena.take<S>(g.recurrent_mask ? rows * factor_stride(g) : 0);
     w.c = arena.take<S>(rows * w.c_stride);
     w.projecting = arena.take<S>(g.projection ? rows * w.c_stride : 0);
@@ -225,6 +226,7 @@ struct Forward {
       for (int64_t k = 0; k < w.h_stride; ++k) h[k] = S(0);
       for (int64_t k = 0; k < w.c_stride; ++k) c[k] = S(0);
       if (g.recurrent_mask) mask_state(p, w, job, i);
+      if (is_on(g.zoneout_h)) hold_state(p, w, job, i);
       if (p.h_0) {
         if (!g.recurrent_mask) Operand::fill_row(static_cast<const T*>(p.h_0) + at * g.output_size, 1, h, g.output_size);
         widen(static_cast<const T*>(p.c_0) + at * g.hidden_size, 1, c, g.hidden_size);
@@ -232,6 +234,14 @@ struct Forward {
       // A reverse sequence joins late and a finished one is left alone, so both copies hold the state from the start.
       __builtin_memcpy(w.h_row(g, job, 1, i), h, size_t(w.h_stride) * sizeof(S));
     }
+  }
+
+  static void hold_state(const ForwardParams& p, const Workspace& w, const Job& job, int64_t i) {
+    const Geometry& g = p.g;
+    S* held = w.held_row(g, job, i);
+    for (int64_t k = 0; k < factor_stride(g); ++k) held[k] = S(0);
+    const int64_t at = job.direction * g.batch + job.columns[i];
+    if (p.h_0) widen(static_cast<const T*>(p.h_0) + at * g.output_size, 1, held, g.output_size);
   }
 
   // The factors of a row, the initial state, and what of it W_hh is multiplied by.
@@ -356,6 +366,9 @@ struct Forward {
       S* c = w.c_row(g, job, i);
       for (int64_t k = 0; k < state_depth(g); ++k) h[k] = S(0);
       for (int64_t k = 0; k < g.hidden_size; ++k) c[k] = S(0);
+      if (!is_on(g.zoneout_h)) continue;
+      S* held = w.held_row(g, job, i);
+      for (int64_t k = 0; k < g.output_size; ++k) held[k] = S(0);
     }
     job.barrier();
   }

@@ -8,6 +8,7 @@ struct ForwardWorkspace {
   S* h[2];                                    // [D, B, padded P] the state before and after a step, in turn
   S* unmasked[2];                             // the same; h itself, but where W_hh is multiplied by a part of it only
   S* factors;                                 // [D, B, padded P] that part, where there is a mask
+  S* held;                                    // [D, B, padded P] h_{t-1}, where zoneout mixes it with h_t
   S* c;                                       // [D, B, padded H]
   S* projecting;                              // [D, B, padded H] h before the projection
   S* x;                                       // of this thread: [chunk, L]
@@ -24,6 +25,9 @@ struct ForwardWorkspace {
   }
   CUSTOMLSTM_INLINE S* factor_row(const Geometry& g, const Job& job, int64_t i) const {
     return factors + (job.direction * g.batch + job.first_row + i) * padded<S>(g.output_size);
+  }
+  CUSTOMLSTM_INLINE S* held_row(const Geometry& g, const Job& job, int64_t i) const {
+    return held + (job.direction * g.batch + job.first_row + i) * padded<S>(g.output_size);
   }
   CUSTOMLSTM_INLINE S* c_row(const Geometry& g, const Job& job, int64_t i) const {
     return c + (job.direction * g.batch + job.first_row + i) * c_stride;
@@ -86,38 +90,53 @@ struct ForwardTiles {
     for (int k = 0; k < Cell::kGates; ++k)
       for (int r = 0; r < R; ++r) a[k].row[r] = Vec<S>::load(gates + r * kWidth + k * kLanes);
     for (int r = 0; r < R; ++r) c.row[r] = Vec<S>::load(w.c_row(g, job, i + r) + unit);
+    const Pack<S, R> c_before = c;
     load_unit_parameters<Cell>(g, w.unit_parameters[job.direction], w.c_stride, unit, parameters);
     Cell::forward(*static_cast<const CellParams<S>*>(p.cell_params), a, parameters, c, h, saved);
 
     const int lanes = int(min64(kLanes, g.hidden_size - unit));
     for (int r = 0; r < R; ++r) {
       const int64_t row = g.step_row[step.t] + job.columns[i + r];
+      const int64_t state = (row * g.directions + job.direction) * g.hidden_size + unit;
+      const Vec<S> computed = c.row[r];
+      if (is_on(g.zoneout_c)) c.row[r] = mix(g.zoneout_c, c_before.row[r], computed, state, lanes);
       c.row[r].store(w.c_row(g, job, i + r) + unit);
       if (g.projection) {
         Operand::store(h.row[r], w.projecting_row(g, job, i + r), unit);
       } else {
-        store_state(g, w, job, 1 - step.parity, i + r, unit, h.row[r]);
+        const Vec<S> h_t = new_state(g, w, job, step.t, 1 - step.parity, i + r, unit, lanes, h.row[r]);
         if (step.output) {
-          store_as(h.row[r], step.output + (row * g.directions + job.direction) * g.output_size + unit, lanes);
+          store_as(h_t, step.output + (row * g.directions + job.direction) * g.output_size + unit, lanes);
         }
       }
-      const int64_t at = (row * g.directions + job.direction) * g.hidden_size + unit;
-      if (p.c_all) store_as(c.row[r], static_cast<S*>(p.c_all) + at, lanes);
-      if (p.hidden) store_as(h.row[r], static_cast<S*>(p.hidden) + at, lanes);
+      if (p.c_all) store_as(c.row[r], static_cast<S*>(p.c_all) + state, lanes);
+      if (p.hidden) store_as(h.row[r], static_cast<S*>(p.hidden) + state, lanes);
       if (p.gates) {
-        S* to = static_cast<S*>(p.gates) + (row * g.directions + job.direction) * Cell::kSaved * g.hidden_size + unit;
-        const int64_t ahead = (job.direction == 0 ? g.batch : -g.batch) * g.directions * Cell::kSaved * g.hidden_size;
+        const int64_t values = saved_values<Cell>(g) * g.hidden_size;
+        S* to = static_cast<S*>(p.gates) + (row * g.directions + job.direction) * values + unit;
+        const int64_t ahead = (job.direction == 0 ? g.batch : -g.batch) * g.directions * values;
         for (int k = 0; k < Cell::kSaved; ++k) __builtin_prefetch(to + ahead + k * g.hidden_size, 1, 2);
         for (int k = 0; k < Cell::kSaved; ++k) store_as(saved[k].row[r], to + k * g.hidden_size, lanes);
+        if (is_on(g.zoneout_c)) store_as(computed, to + Cell::kSaved * g.hidden_size, lanes);
       }
     }
   }
 
-  static CUSTOMLSTM_INLINE void store_state(const Geometry& g, const Workspace& w, const Job& job, int64_t parity,
-                                            int64_t i, int64_t unit, const Vec<S>& h) {
+  // h_t of one row from what the cell computed: mixed with h_{t-1}, and stored with what W_hh is multiplied by.
+  static CUSTOMLSTM_INLINE Vec<S> new_state(const Geometry& g, const Workspace& w, const Job& job, int64_t t,
+                                            int64_t parity, int64_t i, int64_t unit, int lanes, Vec<S> h) {
+    if (is_on(g.zoneout_h)) {
+      const int64_t row = g.step_row[t] + job.columns[i];
+      const int64_t at = (row * g.directions + job.direction) * g.output_size + unit;
+      S* held = w.held_row(g, job, i) + unit;
+      h = mix(g.zoneout_h, Vec<S>::load(held), h, at, lanes);
+      h.store(held);
+    }
     Operand::store(h, w.unmasked_row(g, job, parity, i), unit);
-    if (!g.recurrent_mask) return;
-    Operand::store(masked(h, Vec<S>::load(w.factor_row(g, job, i) + unit)), w.h_row(g, job, parity, i), unit);
+    if (g.recurrent_mask) {
+      Operand::store(masked(h, Vec<S>::load(w.factor_row(g, job, i) + unit)), w.h_row(g, job, parity, i), unit);
+    }
+    return h;
   }
 
   // h_t = W_hr h: rows i .. i + R - 1, columns first .. of the hidden state.
@@ -135,11 +154,11 @@ struct ForwardTiles {
       const int64_t row = g.step_row[t] + job.columns[i + r];
       for (int64_t v = 0; v < kPanelVectors; ++v) {
         const int64_t unit = first + v * kLanes;
+        const int lanes = int(max64(0, min64(kLanes, g.output_size - unit)));
         const Vec<S> part = Vec<S>::load(h + r * kWidth + v * kLanes);
-        store_state(g, w, job, 1 - parity, i + r, unit, part);
-        if (!output || unit >= g.output_size) continue;
-        store_as(part, output + (row * g.directions + job.direction) * g.output_size + unit,
-                 int(min64(kLanes, g.output_size - unit)));
+        const Vec<S> h_t = new_state(g, w, job, t, 1 - parity, i + r, unit, lanes, part);
+        if (!output || lanes == 0) continue;
+        store_as(h_t, output + (row * g.directions + job.direction) * g.output_size + unit, lanes);
       }
     }
   }

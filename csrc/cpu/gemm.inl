@@ -19,6 +19,7 @@ constexpr int64_t panel_width() {
 }
 CUSTOMLSTM_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 CUSTOMLSTM_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+CUSTOMLSTM_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 template <class S>
 CUSTOMLSTM_INLINE int64_t padded(int64_t n) {
   return ceil_div(n, panel_width<S>()) * panel_width<S>();

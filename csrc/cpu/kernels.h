@@ -29,6 +29,12 @@ struct Plan {
   WeightAccess backward_w_ih, backward_w_hh;   // kTurned: where they lie, which takes no turning there
 };
 
+// Keeps a share of the old state: all of it where the mask is 1 and nothing where it is 0, or without a mask `rate`.
+struct Zoneout {
+  const uint8_t* mask;   // [rows, D * size of the state] or null
+  double rate;
+};
+
 // The sizes of one layer and where its rows lie. A row is one sequence at one step; its number is
 // step_row[t] + column, for padded data t * batch + column, for packed data the position in PackedSequence.data.
 struct Geometry {
@@ -52,6 +58,7 @@ struct Geometry {
   const uint8_t* resets;          // [T, B] or null
   const uint8_t* recurrent_mask;  // [D, B, P] or null: W_hh is multiplied by recurrent_scale h where 1, by 0 where 0
   double recurrent_scale;
+  Zoneout zoneout_h, zoneout_c;
   int64_t valid_rows;             // rows within their sequence's length
 };
 
@@ -75,7 +82,7 @@ struct ForwardParams {
   void* h_n;                  // [D, B, P]
   void* c_n;                  // [D, B, H]
   void* c_all;                // S [rows, D * H] or null
-  void* gates;                // S [rows, D, kSaved, H] or null
+  void* gates;                // S [rows, D, kSaved and with zoneout of c the cell's c_t, H] or null
   void* hidden;               // S [rows, D * H] or null: h before the projection
   void* workspace;            // forward_workspace bytes, 64-byte aligned
 };

@@ -11,6 +11,7 @@
 #include "storage.inl"
 #include "gemm.inl"
 #include "layout.inl"
+#include "zoneout.inl"
 #include "in_place.inl"
 #include "dot.inl"
 

@@ -9,6 +9,7 @@
 #include "block.h"
 #include "scalar.h"
 #include "unit_parameters.h"
+#include "zoneout.h"
 
 namespace customlstm {
 namespace cuda {
@@ -33,6 +34,7 @@ struct BackwardKernelParams {
   T* grad_h_0;
   T* grad_c_0;
   S* dc;          // [D, B, H]: gradient of the cell state
+  S* carried;     // [D, B, P]: gradient of h that zoneout hands to the step before
 };
 
 template <class M, class CellT, int kColumnTiles, Variant kVariant>
@@ -131,15 +133,19 @@ struct BackwardKernel {
     item.row = step_row(p.r, t) + item.b;
     if (!g.projection) item.factor = block.recurrent_factor(item.b, item.unit);
     item.last = block.is_last(t, item.b);
-    const auto gates = array(p.gates, wide * CellT::kSaved, "gates");
+    const bool mixes_cells = is_on(p.r.sequences.zoneout_c);
+    const int64_t values = CellT::kSaved + (mixes_cells ? 1 : 0);
+    const auto gates = array(p.gates, wide * values, "gates");
 #pragma unroll
     for (int k = 0; k < CellT::kSaved; ++k) {
-      item.saved[k] = gates.read(block.in_rows(item.row, CellT::kSaved * g.hidden_size, k * g.hidden_size + item.unit));
+      item.saved[k] = gates.read(block.in_rows(item.row, values * g.hidden_size, k * g.hidden_size + item.unit));
     }
     load_unit_parameters<M, CellT>(p.unit_parameters, block.direction, g.hidden_size, item.unit, item.parameters);
     const auto c_all = array(p.c_all, wide, "c_all");
     const int64_t state = block.in_states(item.b, g.hidden_size, item.unit);
-    item.c = c_all.read(block.in_rows(item.row, g.hidden_size, item.unit));
+    const int64_t own = CellT::kSaved * g.hidden_size + item.unit;   // the cell's, not mixed with the one before
+    item.c = mixes_cells ? gates.read(block.in_rows(item.row, values * g.hidden_size, own))
+                         : c_all.read(block.in_rows(item.row, g.hidden_size, item.unit));
     if (block.is_cut_before(t, item.b)) {
       item.c_prev = S(0);
     } else if (block.is_first(t, item.b)) {
@@ -185,11 +191,26 @@ struct BackwardKernel {
     Scalar<S> saved[CellT::kSaved], dc = {item.dc}, da[kGates], dh, d_parameters[CellT::kParameters + 1];
 #pragma unroll
     for (int k = 0; k < CellT::kSaved; ++k) saved[k].x = item.saved[k];
-    dh.x = g.projection ? product : item.last || item.cut ? item.dh : item.dh + masked(product, item.factor);
+    const int64_t state = block.in_states(item.b, g.hidden_size, item.unit);
+    if (g.projection) {
+      dh.x = product;
+    } else {
+      S through = item.last || item.cut ? S(0) : masked(product, item.factor);
+      if (!item.last && !item.cut) through += carried_before(state);
+      dh.x = carry(item.row, state, item.unit, item.dh + through);
+    }
+    const Zoneout& zoneout = p.r.sequences.zoneout_c;
+    S dc_before = S(0);
+    if (is_on(zoneout)) {
+      const int64_t at = block.in_rows(item.row, g.hidden_size, item.unit);
+      const S share = kept_share<S>(zoneout, g.rows * g.directions * g.hidden_size, at);
+      dc_before = part(share, dc.x);
+      dc.x = part(S(1) - share, dc.x);
+    }
     CellT::backward(p.cell, saved, item.parameters, Scalar<S>{item.c_prev}, Scalar<S>{item.c}, dh, dc, da,
                     d_parameters);
 
-    const int64_t state = block.in_states(item.b, g.hidden_size, item.unit);
+    if (is_on(zoneout)) dc.x = dc.x + dc_before;
     grad_cells().write(state, dc.x);
     if (p.grad_c_0 && block.is_first(t, item.b)) {
       array(p.grad_c_0, g.directions * g.batch * g.hidden_size, "grad_c_0")
@@ -218,6 +239,25 @@ struct BackwardKernel {
     }
   }
 
+  CUSTOMLSTM_DEVICE device::Global<S> carried() const {
+    const Sizes& g = p.r.size;
+    return array(p.carried, g.directions * g.batch * g.state_size, "carried");
+  }
+  // What zoneout handed from the step after to this one.
+  CUSTOMLSTM_DEVICE S carried_before(int64_t state) const {
+    return is_on(p.r.sequences.zoneout_h) ? carried().read(state) : S(0);
+  }
+  // Of the gradient of h_t, the part of the one that was computed; the rest is carried to the step before.
+  CUSTOMLSTM_DEVICE S carry(int64_t row, int64_t state, int64_t unit, S dh) const {
+    const Sizes& g = p.r.size;
+    const Zoneout& zoneout = p.r.sequences.zoneout_h;
+    if (!is_on(zoneout)) return dh;
+    const int64_t count = g.rows * g.directions * g.state_size;
+    const S share = kept_share<S>(zoneout, count, block.in_rows(row, g.state_size, unit));
+    carried().write(state, part(share, dh));
+    return part(S(1) - share, dh);
+  }
+
   // The gradient of h_0 of a sequence that the recurrence has just left.
   CUSTOMLSTM_DEVICE void finish_h_0(int64_t t, int64_t b, int64_t unit, int index) const {
     const Sizes& g = p.r.size;
@@ -225,9 +265,10 @@ struct BackwardKernel {
     if (!p.grad_h_0 || unit >= g.state_size || b >= g.batch || !is_before_first(t, b)) return;
     const int64_t first = block.direction == 0 ? 0 : block.length(b) - 1;
     const S product = block.sum(p.r.first, index % rows, index / rows);
-    const S dh = block.is_cut_before(first, b) ? S(0) : masked(product, block.recurrent_factor(b, unit));
-    array(p.grad_h_0, g.directions * g.batch * g.state_size, "grad_h_0")
-        .write(block.in_states(b, g.state_size, unit), M::narrow(dh));
+    const int64_t state = block.in_states(b, g.state_size, unit);
+    S dh = S(0);
+    if (!block.is_cut_before(first, b)) dh = masked(product, block.recurrent_factor(b, unit)) + carried_before(state);
+    array(p.grad_h_0, g.directions * g.batch * g.state_size, "grad_h_0").write(state, M::narrow(dh));
   }
 
   // With projection: the gradient of h_t, for this block's rows of it.
@@ -251,7 +292,9 @@ struct BackwardKernel {
         S dh = outer_grad(row, b, unit, last);
         if (!last && !block.is_cut_after(t, b)) {
           dh += masked(block.sum(p.r.first, index % rows, index / rows), block.recurrent_factor(b, unit));
+          dh += carried_before(block.in_states(b, g.state_size, unit));
         }
+        dh = carry(row, block.in_states(b, g.state_size, unit), unit, dh);
         array(p.grad_state, g.rows * g.directions * g.state_size, "grad_state")
             .write(block.in_rows(row, g.state_size, unit), M::narrow(dh));
         block.projection_operand().write(unit, column, M::to_element(dh));

@@ -60,16 +60,16 @@ class Driver {
 
   static int64_t forward_workspace(const ForwardParams& p, const Tiling& tiling) {
     Arena arena = {nullptr};
-    return Workspace(arena, p.size, p.cell, tiling, false).bytes;
+    return Workspace(arena, p, tiling, false).bytes;
   }
   static int64_t backward_workspace(const BackwardParams& p, const Tiling& tiling) {
     Arena arena = {nullptr};
-    return Workspace(arena, p.size, p.cell, tiling, true).bytes;
+    return Workspace(arena, p, tiling, true).bytes;
   }
 
   static void forward(const ForwardParams& p, const Tiling& tiling, Launcher& launcher) {
     Arena arena = {static_cast<char*>(p.workspace)};
-    const Workspace w(arena, p.size, p.cell, tiling, false);
+    const Workspace w(arena, p, tiling, false);
     if (p.size.batch == 0) return;
     pack(launcher, w, p.size, tiling, p.weights, Packing::kGates, Packing::kProjection);
     zero(launcher, w.cleared, w.cleared_bytes);
@@ -89,6 +89,7 @@ class Driver {
     prepare.c_n = static_cast<T*>(p.c_n);
     prepare.bias = w.bias;
     prepare.c = w.c;
+    prepare.held = w.held;
     prepare.exchange = w.exchange;
     prepare.grid = grid_for(p.size.directions * (p.size.batch + 4) * p.size.hidden_size, PrepareForward<M>::kThreads);
     launcher.template launch<PrepareForward<M>>({prepare.grid, 1, 1, PrepareForward<M>::kThreads, 0, 1, false},
@@ -107,12 +108,13 @@ class Driver {
     k.gates = static_cast<S*>(p.gates);
     k.hidden = static_cast<S*>(p.hidden);
     k.c = w.c;
+    k.held = w.held;
     run<ForwardKernel>(launcher, k, p.cell.kind, 0, p.size.steps, false);
   }
 
   static void backward(const BackwardParams& p, const Tiling& tiling, Launcher& launcher) {
     Arena arena = {static_cast<char*>(p.workspace)};
-    const Workspace w(arena, p.size, p.cell, tiling, true);
+    const Workspace w(arena, p, tiling, true);
     if (p.size.batch == 0) return;
     pack(launcher, w, p.size, tiling, p.weights, Packing::kGatesTransposed, Packing::kProjectionTransposed);
     zero(launcher, w.cleared, w.cleared_bytes);
@@ -148,6 +150,7 @@ class Driver {
     k.grad_h_0 = static_cast<T*>(p.grad_h_0);
     k.grad_c_0 = static_cast<T*>(p.grad_c_0);
     k.dc = w.c;
+    k.carried = w.held;
     if (p.size.steps > 0) run<BackwardKernel>(launcher, k, p.cell.kind, p.grad_h_0 ? -1 : 0, p.size.steps, true);
   }
 
@@ -155,7 +158,7 @@ class Driver {
   struct Workspace {
     ProductShape first, second;
     Element *weights, *projection;
-    S *bias, *c;
+    S *bias, *c, *held;   // held: of h, where zoneout mixes it; in backward what it carries
     S* tables;
     void* cleared;   // from here on zero before the recurrence: operands and flags
     int64_t cleared_bytes;
@@ -163,7 +166,9 @@ class Driver {
     uint32_t* flags;
     int64_t bytes;
 
-    Workspace(Arena& arena, const Sizes& g, const HostCell& cell, const Tiling& t, bool backward) {
+    template <class Params>
+    Workspace(Arena& arena, const Params& p, const Tiling& t, bool backward) {
+      const Sizes& g = p.size;
       constexpr MathKind kKind = M::kKind;
       first = backward ? gate_gradient_product(t, g.hidden_size, g.projection, kKind)
                        : gate_product(t, g.state_size, kKind);
@@ -176,7 +181,9 @@ class Driver {
       projection = arena.take<Element>(g.directions * second.weight_tiles() * TileSize<M>::kAElements);
       bias = arena.take<S>(backward ? 0 : g.directions * 4 * g.hidden_size);
       c = arena.take<S>(g.directions * g.batch * g.hidden_size);
-      tables = arena.take<S>(cell.table_count);
+      const bool holds = p.sequences.zoneout_h.mask || p.sequences.zoneout_h.rate > 0;
+      held = holds ? arena.take<S>(g.directions * g.batch * g.state_size) : nullptr;
+      tables = arena.take<S>(p.cell.table_count);
       const int64_t begin = arena.used;
       cleared = arena.take<char>(0);
       const int64_t groups = g.directions * t.column_blocks, tile_columns = t.columns / kTileColumns;

@@ -7,6 +7,7 @@
 #include "block.h"
 #include "scalar.h"
 #include "unit_parameters.h"
+#include "zoneout.h"
 
 namespace customlstm {
 namespace cuda {
@@ -27,6 +28,7 @@ struct ForwardKernelParams {
   S* gates;             // or null
   S* hidden;            // or null
   S* c;                 // [D, B, H]: cell state
+  S* held;              // [D, B, P]: h_{t-1}, where zoneout mixes it with h_t
 };
 
 template <class M, class CellT, int kColumnTiles, Variant kVariant>
@@ -126,6 +128,7 @@ struct ForwardKernel {
     const Sizes& g = p.r.size;
     const int units = p.r.tiling.units;
     Scalar<S> a[kGates], c = {item.c}, h, saved[CellT::kSaved];
+    const Zoneout& zoneout = p.r.sequences.zoneout_c;
 #pragma unroll
     for (int k = 0; k < kGates; ++k) {
       const S product = block.sum(p.r.first, k * units + index % units, index / units);
@@ -136,15 +139,21 @@ struct ForwardKernel {
     const int64_t state = block.in_states(item.b, g.hidden_size, item.unit);
     const int64_t states = g.directions * g.batch * g.hidden_size, at = block.in_rows(item.row, g.hidden_size, item.unit);
     const int column = chunk * BlockT::kChunk + index / units;
+    const S computed = c.x;
+    if (is_on(zoneout)) {
+      c.x = mix(kept_share<S>(zoneout, g.rows * g.directions * g.hidden_size, at), item.c, computed);
+    }
     cells().write(state, c.x);
     if (block.is_last(t, item.b)) array(p.c_n, states, "c_n").write(state, M::narrow(c.x));
     if (p.c_all) array(p.c_all, g.rows * g.directions * g.hidden_size, "c_all").write(at, c.x);
     if (p.gates) {
-      const auto gates = array(p.gates, g.rows * g.directions * CellT::kSaved * g.hidden_size, "gates");
+      const int64_t values = (CellT::kSaved + (is_on(zoneout) ? 1 : 0)) * g.hidden_size;
+      const auto gates = array(p.gates, g.rows * g.directions * values, "gates");
 #pragma unroll
       for (int k = 0; k < CellT::kSaved; ++k) {
-        gates.write(block.in_rows(item.row, CellT::kSaved * g.hidden_size, k * g.hidden_size + item.unit), saved[k].x);
+        gates.write(block.in_rows(item.row, values, k * g.hidden_size + item.unit), saved[k].x);
       }
+      if (is_on(zoneout)) gates.write(block.in_rows(item.row, values, CellT::kSaved * g.hidden_size + item.unit), computed);
     }
     if (g.projection) {
       if (p.hidden) array(p.hidden, g.rows * g.directions * g.hidden_size, "hidden").write(at, h.x);
@@ -158,6 +167,15 @@ struct ForwardKernel {
   CUSTOMLSTM_DEVICE void write_state(int64_t s, int64_t t, int64_t b, int64_t unit, int64_t row, int column, S h,
                                      S factor) const {
     const Sizes& g = p.r.size;
+    const Zoneout& zoneout = p.r.sequences.zoneout_h;
+    if (is_on(zoneout)) {
+      const int64_t state = block.in_states(b, g.state_size, unit);
+      const auto held = array(p.held, g.directions * g.batch * g.state_size, "held");
+      const S before = block.is_cut_before(t, b) ? S(0) : held.read(state);
+      const int64_t count = g.rows * g.directions * g.state_size;
+      h = mix(kept_share<S>(zoneout, count, block.in_rows(row, g.state_size, unit)), before, h);
+      held.write(state, h);
+    }
     const T narrow = M::narrow(h);
     array(p.output, g.rows * g.directions * g.state_size, "output").write(block.in_rows(row, g.state_size, unit), narrow);
     if (block.is_last(t, b)) {

@@ -26,12 +26,19 @@ struct Sizes {
   bool projection;
 };
 
+// Keeps a share of the old state: all of it where the mask is 1 and nothing where it is 0, or without a mask `rate`.
+struct Zoneout {
+  const uint8_t* mask;   // [rows, D, size of the state] or null
+  double rate;
+};
+
 struct Sequences {
   const int64_t* step_row;  // [T], or null: t * batch
   const int64_t* lengths;   // [B] (values outside 0..T are taken as the nearer bound), or null: all T
   const uint8_t* resets;    // [T, B] or null
   const uint8_t* recurrent_mask;  // [D, B, P] or null: W_hh is multiplied by recurrent_scale h where 1, by 0 where 0
   double recurrent_scale;
+  Zoneout zoneout_h, zoneout_c;
 };
 
 struct DirectionWeights {
@@ -53,14 +60,14 @@ struct ForwardParams {
   Sequences sequences;
   DirectionWeights weights[2];
   HostCell cell;
-  const void* gates_x;      // S [rows, D, 4, H]: W_ih x, without bias. May be the same array as `gates`.
+  const void* gates_x;      // S [rows, D, 4, H]: W_ih x, without bias. May be the same array as `gates`, without zoneout.
   const void* h_0;          // T [D, B, P] or null: zeros
   const void* c_0;          // T [D, B, H] or null
   void* output;             // T [rows, D * P]; rows beyond a length are not written
   void* h_n;                // T [D, B, P]
   void* c_n;                // T [D, B, H]
   void* c_all;              // S [rows, D * H] or null
-  void* gates;              // S [rows, D, kSaved, H] or null
+  void* gates;              // S [rows, D, kSaved and with zoneout of c the cell's c_t, H] or null
   void* hidden;             // S [rows, D * H] or null: h before the projection
   void* workspace;          // forward_workspace bytes, 256-byte aligned
 };

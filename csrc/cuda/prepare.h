@@ -133,7 +133,7 @@ struct PrepareForward {
     int64_t depth_tiles;
     const typename M::T *b_ih[2], *b_hh[2], *h_0, *c_0;
     typename M::T *h_n, *c_n;
-    typename M::S *bias, *c;
+    typename M::S *bias, *c, *held;   // held: or null
     void* exchange;
     int32_t grid;
   };
@@ -171,6 +171,7 @@ struct PrepareForward {
       const int64_t direction = i / g.state_size / g.batch, b = i / g.state_size % g.batch, unit = i % g.state_size;
       const S x = p.h_0 ? M::widen(h_0.read(i)) : S(0);
       if (length_of(g, p.sequences, b) == 0) h_n.write(i, M::narrow(x));
+      if (p.held) device::Global<S>(p.held, states, "held").write(i, x);
       const S factor = recurrent_factor<S>(g, p.sequences, direction, b, unit);
       const int64_t group = direction * p.tiling.column_blocks + b / columns;
       for (int64_t copy = 0; copy < 2; ++copy) {

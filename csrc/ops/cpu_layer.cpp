@@ -28,6 +28,8 @@ Geometry geometry(const LayerCall& call) {
   g.projection = call.arguments.projection;
   g.recurrent_mask = call.recurrent_mask();
   g.recurrent_scale = call.arguments.recurrent_scale;
+  g.zoneout_h = {call.zoneout_h(), call.arguments.zoneout_h_rate};
+  g.zoneout_c = {call.zoneout_c(), call.arguments.zoneout_c_rate};
   return g;
 }
 
@@ -94,7 +96,7 @@ LayerResult cpu_layer_forward(const LayerArguments& a, int64_t save) {
   Tensor h_n = new_empty(a.input, {g.directions, g.batch, g.output_size}, input_type);
   Tensor c_n = new_empty(a.input, {g.directions, g.batch, g.hidden_size}, input_type);
   Tensor c_all = allocate_rows(save >= 1, {g.directions * g.hidden_size}, call.saved_type());
-  Tensor gates = allocate_rows(save == 2, {g.directions, kSaved, g.hidden_size}, call.saved_type());
+  Tensor gates = allocate_rows(save == 2, {g.directions, call.saved_values(), g.hidden_size}, call.saved_type());
   Tensor hidden = allocate_rows(keep_hidden, {g.directions * g.hidden_size}, call.saved_type());
 
   ForwardParams p = {};

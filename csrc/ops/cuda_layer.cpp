@@ -128,6 +128,8 @@ class Call : public LayerCall {
     sequences_.resets = sequences.resets();
     sequences_.recurrent_mask = recurrent_mask();
     sequences_.recurrent_scale = a.recurrent_scale;
+    sequences_.zoneout_h = {zoneout_h(), a.zoneout_h_rate};
+    sequences_.zoneout_c = {zoneout_c(), a.zoneout_c_rate};
   }
 
   template <class Params>
@@ -273,7 +275,9 @@ void enqueue(const Call& call, cuda::ForwardParams& p) {
 void run_at_once(const Call& call, cuda::ForwardParams p, Tensor& gates) {
   const int64_t width = kGates * call.hidden_width();
   // In training the projection of the input is written where the kernel then puts the gates: no second array.
-  const Tensor x_part = gates.numel() > 0 ? gates : call.empty({call.size.rows, width}, call.saved_type());
+  // (With a fifth value a unit the rows of the two would not be the same.)
+  const bool in_place = gates.numel() > 0 && call.saved_values() == kGates;
+  const Tensor x_part = in_place ? gates : call.empty({call.size.rows, width}, call.saved_type());
   Tensor out = matrix(x_part, call.size.rows, width);
   multiply(call.input_rows(), transposed(call.input_weights()), out);
   p.gates_x = x_part.const_data_ptr();
@@ -301,6 +305,8 @@ void run_in_pieces(const Call& call, const cuda::ForwardParams& whole, int64_t s
     multiply(rows, weights, out);
     p.gates_x = x_part.const_data_ptr();
     p.sequences.resets = advance(whole.sequences.resets, row, 1);
+    p.sequences.zoneout_h.mask = advance(whole.sequences.zoneout_h.mask, row * size.state_size, 1);
+    p.sequences.zoneout_c.mask = advance(whole.sequences.zoneout_c.mask, row * size.hidden_size, 1);
     p.output = advance(whole.output, row * size.state_size, call.input_bytes);
     p.c_all = advance(whole.c_all, row * size.hidden_size, call.saved_bytes);
     const bool to_results = (pieces - 1 - k) % 2 == 0;
@@ -325,7 +331,7 @@ LayerResult cuda_layer_forward(const LayerArguments& a, int64_t save) {
   Tensor output = call.rows_tensor({call.output_width()}, input_type);
   Tensor c_all = rows_if(save >= 1, {call.hidden_width()});
   // What lies beyond a length in the gates is read by no one.
-  Tensor gates = call.empty(save == 2 ? call.rows_shape({size.directions, kSaved, size.hidden_size})
+  Tensor gates = call.empty(save == 2 ? call.rows_shape({size.directions, call.saved_values(), size.hidden_size})
                                       : std::vector<int64_t>{0}, saved_type);
   Tensor hidden = rows_if(save == 2 && a.projection, {call.hidden_width()});
   if (size.rows == 0) {

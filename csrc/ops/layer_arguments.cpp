@@ -54,6 +54,7 @@ LayerCall::LayerCall(const LayerArguments& a)
     c_0 = Contiguous(*a.c_0);
   }
   read_recurrent_mask();
+  read_zoneout();
 }
 
 void LayerCall::read_recurrent_mask() {
@@ -67,6 +68,23 @@ void LayerCall::read_recurrent_mask() {
   check(a.recurrent_scale > 0 && std::isfinite(a.recurrent_scale), "recurrent_scale is ", a.recurrent_scale,
         ", expected a positive number");
   recurrent_mask_ = Contiguous(*a.recurrent_mask);
+}
+
+void LayerCall::read_zoneout() {
+  const auto read = [&](const char* name, const std::optional<Tensor>& mask, double rate, int64_t width) {
+    check(rate >= 0 && rate <= 1, name, "_rate is ", rate, ", expected a number from 0 to 1");
+    if (!mask) return Contiguous();
+    check(same_device(*mask, arguments.input), name, " is on ", device_of(*mask), ", but input is on ",
+          device_of(arguments.input), "; move it there");
+    check(mask->scalar_type() == ScalarType::Bool, name, " is ", name_of(mask->scalar_type()), ", expected bool");
+    std::vector<int64_t> shape = rows_shape({width});
+    bool fits = mask->dim() == static_cast<int64_t>(shape.size());
+    for (size_t k = 0; fits && k < shape.size(); ++k) fits = mask->size(static_cast<int64_t>(k)) == shape[k];
+    check(fits, name, " has shape ", shape_of(*mask), ", expected the rows of input with ", width, " values each");
+    return Contiguous(*mask);
+  };
+  zoneout_h_ = read("zoneout_h", arguments.zoneout_h, arguments.zoneout_h_rate, output_width());
+  zoneout_c_ = read("zoneout_c", arguments.zoneout_c, arguments.zoneout_c_rate, hidden_width());
 }
 
 void LayerCall::read_weights(int64_t d) {
@@ -116,7 +134,7 @@ void LayerCall::check_saved(const SavedTensors& saved) const {
   };
   check_one("output", saved.output, output_width(), input_type());
   check_one("c_all", saved.c_all, hidden_width(), saved_type());
-  check_one("gates", saved.gates, kSaved * hidden_width(), saved_type());
+  check_one("gates", saved.gates, saved_values() * hidden_width(), saved_type());
   if (arguments.projection) check_one("hidden", saved.hidden, hidden_width(), saved_type());
 }
 

@@ -25,10 +25,12 @@ struct LayerArguments {
   const std::optional<Tensor>& lengths;
   const std::optional<Tensor>& resets;
   const std::optional<Tensor>& recurrent_mask;
+  const std::optional<Tensor>& zoneout_h;
+  const std::optional<Tensor>& zoneout_c;
   const std::string& cell;
   const std::vector<double>& cell_args;
   bool bias, projection, bidirectional;
-  double recurrent_scale;
+  double recurrent_scale, zoneout_h_rate, zoneout_c_rate;
 };
 
 struct SavedTensors {
@@ -84,6 +86,13 @@ class LayerCall {
   int64_t first_unit_parameter() const { return w_hr_index() + (arguments.projection ? 1 : 0); }
   // bool [D, B, P] or null.
   const uint8_t* recurrent_mask() const { return static_cast<const uint8_t*>(recurrent_mask_.data()); }
+  // bool [rows, D * P] and [rows, D * H] or null.
+  const uint8_t* zoneout_h() const { return static_cast<const uint8_t*>(zoneout_h_.data()); }
+  const uint8_t* zoneout_c() const { return static_cast<const uint8_t*>(zoneout_c_.data()); }
+  // Values a unit in the saved gates: those of the cell, and where zoneout mixes cell states the cell's own.
+  int64_t saved_values() const {
+    return kSaved + (arguments.zoneout_c.has_value() || arguments.zoneout_c_rate > 0 ? 1 : 0);
+  }
   int64_t unit_parameters() const { return static_cast<int64_t>(cell.unit_parameters().size()); }
   // Sizes of a tensor with rows, each of sizes `last`.
   std::vector<int64_t> rows_shape(std::initializer_list<int64_t> last) const;
@@ -104,8 +113,9 @@ class LayerCall {
  private:
   void read_weights(int64_t direction);
   void read_recurrent_mask();
+  void read_zoneout();
   std::vector<Contiguous> weights_;
-  Contiguous recurrent_mask_;
+  Contiguous recurrent_mask_, zoneout_h_, zoneout_c_;
 };
 
 // save of the forward ops

@@ -23,10 +23,12 @@ using Backward = LayerGradients(const LayerArguments&, const SavedTensors&, cons
 template <Forward layer_forward>
 LayerResult lstm_layer(Tensor input, OptionalTensor h_0, OptionalTensor c_0, std::vector<Tensor> weights,
                        OptionalTensor batch_sizes, OptionalTensor lengths, OptionalTensor resets,
-                       OptionalTensor recurrent_mask, OpString cell, std::vector<double> cell_args, bool bias,
-                       bool projection, bool bidirectional, double recurrent_scale, int64_t save) {
-  return layer_forward({input, h_0, c_0, weights, batch_sizes, lengths, resets, recurrent_mask, cell.text, cell_args,
-                        bias, projection, bidirectional, recurrent_scale},
+                       OptionalTensor recurrent_mask, OptionalTensor zoneout_h, OptionalTensor zoneout_c, OpString cell,
+                       std::vector<double> cell_args, bool bias, bool projection, bool bidirectional,
+                       double recurrent_scale, double zoneout_h_rate, double zoneout_c_rate, int64_t save) {
+  return layer_forward({input, h_0, c_0, weights, batch_sizes, lengths, resets, recurrent_mask, zoneout_h, zoneout_c,
+                        cell.text, cell_args, bias, projection, bidirectional, recurrent_scale, zoneout_h_rate,
+                        zoneout_c_rate},
                        save);
 }
 
@@ -34,12 +36,14 @@ template <Backward layer_backward>
 LayerGradients lstm_layer_backward(OptionalTensor grad_output, OptionalTensor grad_h_n, OptionalTensor grad_c_n,
                                    OptionalTensor grad_c_all, Tensor input, OptionalTensor h_0, OptionalTensor c_0,
                                    std::vector<Tensor> weights, OptionalTensor batch_sizes, OptionalTensor lengths,
-                                   OptionalTensor resets, OptionalTensor recurrent_mask, OpString cell,
-                                   std::vector<double> cell_args, bool bias, bool projection, bool bidirectional,
-                                   double recurrent_scale, Tensor output, Tensor c_all, Tensor gates, Tensor hidden,
-                                   std::vector<int64_t> needs) {
-  return layer_backward({input, h_0, c_0, weights, batch_sizes, lengths, resets, recurrent_mask, cell.text, cell_args,
-                         bias, projection, bidirectional, recurrent_scale},
+                                   OptionalTensor resets, OptionalTensor recurrent_mask, OptionalTensor zoneout_h,
+                                   OptionalTensor zoneout_c, OpString cell, std::vector<double> cell_args, bool bias,
+                                   bool projection, bool bidirectional, double recurrent_scale,
+                                   double zoneout_h_rate, double zoneout_c_rate, Tensor output, Tensor c_all,
+                                   Tensor gates, Tensor hidden, std::vector<int64_t> needs) {
+  return layer_backward({input, h_0, c_0, weights, batch_sizes, lengths, resets, recurrent_mask, zoneout_h, zoneout_c,
+                         cell.text, cell_args, bias, projection, bidirectional, recurrent_scale, zoneout_h_rate,
+                         zoneout_c_rate},
                         {output, c_all, gates, hidden}, {grad_output, grad_h_n, grad_c_n, grad_c_all}, needs);
 }
 
@@ -52,7 +56,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_cell(Tensor input, Tenso
   const OptionalTensor none, h(unsqueeze(h_0, 0)), c(unsqueeze(c_0, 0));
   const Tensor x = unsqueeze(input, 0);
   auto [output, h_n, c_n, c_all, gates, hidden] =
-      layer_forward({x, h, c, weights, none, none, none, none, cell.text, cell_args, bias, projection, false, 1.0}, save);
+      layer_forward({x, h, c, weights, none, none, none, none, none, none, cell.text, cell_args, bias, projection, false, 1.0, 0.0, 0.0}, save);
   const bool saved = save == 2;
   return {squeeze(h_n, 0), squeeze(c_n, 0), save >= 1 ? squeeze(c_all, 0) : c_all,
           saved ? squeeze(squeeze(gates, 0), 1) : gates, saved && projection ? squeeze(hidden, 0) : hidden};
@@ -66,7 +70,7 @@ LayerGradients lstm_cell_backward(OptionalTensor grad_h_1, OptionalTensor grad_c
   const OptionalTensor none, h(unsqueeze(h_0, 0)), c(unsqueeze(c_0, 0));
   const Tensor x = unsqueeze(input, 0);
   auto [grad_input, grad_h, grad_c, grad_weights] =
-      layer_backward({x, h, c, weights, none, none, none, none, cell.text, cell_args, bias, projection, false, 1.0},
+      layer_backward({x, h, c, weights, none, none, none, none, none, none, cell.text, cell_args, bias, projection, false, 1.0, 0.0, 0.0},
                      {h_1, c_all, gates, hidden}, {none, grad_h_1, grad_c_1, none}, needs);
   return {needs[0] ? squeeze(grad_input, 0) : grad_input, needs[1] ? squeeze(grad_h, 0) : grad_h,
           needs[2] ? squeeze(grad_c, 0) : grad_c, grad_weights};

@@ -68,6 +68,8 @@ class Layer:
     resets: Tensor | None = None
     recurrent_mask: Tensor | None = None
     recurrent_scale: float = 1.0
+    zoneout: tuple[Tensor | None, Tensor | None] = (None, None)
+    zoneout_rates: tuple[float, float] = (0.0, 0.0)
     sizes: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,6 +81,10 @@ class Layer:
             steps, batch, rows = len(self.batch_sizes), int(self.batch_sizes[0]), self.input.size(0)
         hidden, state = self.weights[1].size(0) // 4, self.weights[1].size(1)
         self.sizes = [steps, batch, rows, hidden, state, directions, self.bias, self.projection]
+
+    @property
+    def mixes_cells(self) -> bool:
+        return self.zoneout[1] is not None or self.zoneout_rates[1] > 0
 
     @property
     def per_direction(self) -> int:
@@ -105,12 +111,13 @@ class Layer:
         return Layer(
             convert(self.input), [convert(w) for w in self.weights], self.cell, self.bias, self.projection,
             self.bidirectional, convert(self.h_0), convert(self.c_0), self.lengths, self.batch_sizes,
-            self.resets, self.recurrent_mask, self.recurrent_scale,
+            self.resets, self.recurrent_mask, self.recurrent_scale, self.zoneout, self.zoneout_rates,
         )  # fmt: skip
 
     def sequences(self) -> list[Tensor | None]:
-        """step_row, lengths, resets, the recurrent mask and its scale as the kernels want them."""
-        mask = [self.recurrent_mask, torch.tensor(self.recurrent_scale, dtype=torch.float64)]
+        """step_row, lengths, resets, the masks and their numbers as the kernels want them."""
+        numbers = torch.tensor([self.recurrent_scale, *self.zoneout_rates], dtype=torch.float64)
+        mask = [self.recurrent_mask, numbers, *self.zoneout]
         if self.batch_sizes is None:
             return [None, self.lengths, self.resets, *mask]
         row = torch.cumsum(self.batch_sizes, 0) - self.batch_sizes
@@ -160,11 +167,12 @@ class HostKernels:
             "h_n": torch.full([directions, batch, state], float("nan"), dtype=dtype),
             "c_n": torch.full([directions, batch, hidden], float("nan"), dtype=dtype),
             "c_all": rows_of(hidden, sums) if save >= 1 else None,
-            "gates": gates_x if save >= 2 else None,  # the same array: a kernel must read before it writes
+            # Usually the same array: a kernel must read before it writes.
+            "gates": None if save < 2 else rows_of(5 * hidden, sums) if layer.mixes_cells else gates_x,
             "hidden": rows_of(hidden, sums) if save >= 2 and layer.projection else None,
         }
         gates_x = gates_x.contiguous()
-        if save >= 2:
+        if save >= 2 and not layer.mixes_cells:
             result["gates"] = gates_x
         self._run(
             "customlstm_forward", layer, math, tiling, [gates_x, layer.h_0, layer.c_0, *result.values()], seed

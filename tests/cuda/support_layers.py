@@ -77,9 +77,17 @@ def draw_layer(seed: int, math: str) -> Layer:
     mask = None
     if draw.random() < 0.4:
         mask = torch.rand(directions, batch, state, generator=generator) < 0.7
+    zoneout, rates = [None, None], [0.0, 0.0]
+    for k, size in enumerate((state, hidden)):
+        how = draw.choice(["none", "none", "mask", "rate"])
+        if how == "mask":
+            zoneout[k] = torch.rand(*x.shape[:-1], directions * size, generator=generator) < 0.3
+        elif how == "rate":
+            rates[k] = draw.choice([0.25, 0.5])
     return Layer(
-        x, weights, cell, bias, projection, bidirectional, h_0, c_0, lengths, batch_sizes, resets, mask, 1.25
-    )
+        x, weights, cell, bias, projection, bidirectional, h_0, c_0, lengths, batch_sizes, resets, mask, 1.25,
+        (zoneout[0], zoneout[1]), (rates[0], rates[1]),
+    )  # fmt: skip
 
 
 def draw_tilings(seed: int, layer: Layer, variant: str, math: str) -> tuple[Tiling, Tiling]:
@@ -111,6 +119,7 @@ def specification(
     results = reference.layer(
         wide.input, wide.h_0, wide.c_0, wide.weights, wide.batch_sizes, wide.lengths, wide.resets,
         wide.recurrent_mask, wide.cell, wide.bias, wide.projection, wide.bidirectional, wide.recurrent_scale,
+        wide.zoneout, wide.zoneout_rates,
     )  # fmt: skip
     named = dict(zip(("output", "h_n", "c_n", "c_all"), results, strict=True))
     generator = torch.Generator().manual_seed(layer.sizes[2])

@@ -32,7 +32,7 @@ def test_layer(dtype: torch.dtype, lengths_on: str | None) -> None:
         own = weights(4, 6, 2, 2, dtype)
         states = [torch.empty(2, 3, n, device="cuda", dtype=dtype) for n in (2, 6)]
         lengths = None if lengths_on is None else torch.empty(3, dtype=torch.int64, device=lengths_on)
-        call = (x, *states, own, None, lengths, None, None, *STANDARD, True, True, True, 1.0)
+        call = (x, *states, own, None, lengths, *[None] * 4, *STANDARD, True, True, True, 1.0, 0.0, 0.0)
         results = ops.lstm_layer(*call, 2)
         shapes = [(5, 3, 4), (2, 3, 2), (2, 3, 6), (5, 3, 12), (5, 3, 2, 4, 6), (5, 3, 12)]
         assert [tuple(r.shape) for r in results] == shapes
@@ -61,7 +61,7 @@ def test_tensors_on_two_devices_are_refused() -> None:
         x = torch.empty(5, 3, 4, device="cuda")
         own = [w.to("cpu") for w in weights(4, 6, 0, 1, torch.float32)]
         with pytest.raises(RuntimeError, match="on cuda"):
-            ops.lstm_layer(x, None, None, own, None, None, None, None, *STANDARD, True, False, False, 1.0, 0)
+            ops.lstm_layer(x, None, None, own, *[None] * 6, *STANDARD, True, False, False, 1.0, 0.0, 0.0, 0)
 
 
 # --- explain, with an H200's limits

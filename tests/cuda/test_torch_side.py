@@ -20,7 +20,7 @@ import pytest
 import torch
 from support_compare import assert_close, assert_same_bits
 from support_host_kernels import sources
-from support_ops import Case, LayerCall, make_call
+from support_ops import ZONEOUTS, Case, LayerCall, make_call
 from torch import Tensor
 from torch.utils import cpp_extension
 
@@ -111,6 +111,9 @@ def test_every_option(host: Any, layout: str, dtype: torch.dtype) -> None:
     for projection in (0, 5):
         case = dataclasses.replace(masked, projection=projection)
         compare(host, make_call(case), f"{case}")
+        for zoneout in ZONEOUTS:
+            case = dataclasses.replace(masked, projection=projection, zoneout=zoneout, bidirectional=False)
+            compare(host, make_call(case), f"{case}")
 
 
 @pytest.mark.parametrize("variant", ["step", "grid", "cluster"])

@@ -152,6 +152,17 @@ def changed_layers(
     yield "recurrent_mask of bytes", masked.replace(recurrent_mask=mask.to(torch.uint8))
     yield "recurrent_mask on the meta device", masked.replace(recurrent_mask=mask.to("meta"))
 
+    zoned = make_call(Case(5, 4, 3, 8, 2, bidirectional=True, zoneout="both masks"))
+    for name in ("zoneout_h", "zoneout_c"):
+        mask = getattr(zoned, name)
+        yield f"{name} too short", zoned.replace(**{name: mask[:-1]})
+        yield f"{name} of another size", zoned.replace(**{name: mask[..., :-1]})
+        yield f"{name} of 2 dimensions", zoned.replace(**{name: mask[0]})
+        yield f"{name} of bytes", zoned.replace(**{name: mask.to(torch.uint8)})
+        yield f"{name} on the meta device", zoned.replace(**{name: mask.to("meta")})
+        for rate in (-0.5, 1.5, float("nan")):
+            yield f"{name}_rate {rate}", zoned.replace(**{f"{name}_rate": rate})
+
     yield "unknown cell", padded.replace(cell="gru")
     yield "cell without a name", padded.replace(cell="")
     yield "cell with a zero byte", padded.replace(cell="lstm\0x")

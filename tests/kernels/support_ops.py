@@ -68,8 +68,9 @@ class Case:
 
     ``layout`` is "padded", "packed", "lengths" (any order, some zero if the batch allows) or "no lengths"
     (all zero); ``resets`` is "none", "first" (t = 0), "every" or "some"; ``cell`` a key of CELLS;
-    ``dropout`` the rate of the recurrent mask, or 0 for none. ``gain`` scales the weights: gates that are not
-    bounded need a small one, or the states explode and every rounding with them.
+    ``dropout`` the rate of the recurrent mask, or 0 for none; ``zoneout`` "none", or of "h", "c" or "both"
+    the "masks" or the "rates", as "c masks". ``gain`` scales the weights: gates that are not bounded need a
+    small one, or the states explode and every rounding with them.
     """
 
     steps: int = 7
@@ -85,6 +86,7 @@ class Case:
     cell: str = "standard"
     gain: float = 1.0
     dropout: float = 0.0
+    zoneout: str = "none"
     seed: int = 0
     dtype: torch.dtype = torch.float64
 
@@ -110,12 +112,16 @@ class LayerCall:
     lengths: Tensor | None
     resets: Tensor | None
     recurrent_mask: Tensor | None
+    zoneout_h: Tensor | None
+    zoneout_c: Tensor | None
     cell: str
     cell_args: list[float]
     bias: bool
     projection: bool
     bidirectional: bool
     recurrent_scale: float
+    zoneout_h_rate: float
+    zoneout_c_rate: float
 
     def arguments(self) -> list[Any]:
         return [getattr(self, field.name) for field in dataclasses.fields(self)]
@@ -204,11 +210,34 @@ def make_call(case: Case) -> LayerCall:
     if case.dropout:
         mask = torch.rand(directions, case.batch, state, generator=generator) >= case.dropout
     scale = 1.0 / (1.0 - case.dropout) if case.dropout < 1 else 1.0
+    zoneout, rates = _zoneout(case, input, generator)
     name, cell_args = CELLS[case.cell].encode()
     return LayerCall(
-        input, h_0, c_0, weights, batch_sizes, lengths, resets, mask, name, cell_args,
-        case.bias, case.projection > 0, case.bidirectional, scale,
+        input, h_0, c_0, weights, batch_sizes, lengths, resets, mask, *zoneout, name, cell_args,
+        case.bias, case.projection > 0, case.bidirectional, scale, *rates,
     )  # fmt: skip
+
+
+def _zoneout(
+    case: Case, input: Tensor, generator: torch.Generator
+) -> tuple[list[Tensor | None], list[float]]:
+    masks: list[Tensor | None] = [None, None]
+    rates = [0.0, 0.0]
+    if case.zoneout == "none":
+        return masks, rates
+    which, how = case.zoneout.split(" ")
+    directions = 2 if case.bidirectional else 1
+    for k, (state, size) in enumerate([("h", case.projection or case.hidden), ("c", case.hidden)]):
+        if which not in (state, "both"):
+            continue
+        if how == "rates":
+            rates[k] = (0.3, 0.15)[k]
+        else:
+            masks[k] = torch.rand(*input.shape[:-1], directions * size, generator=generator) < 0.3
+    return masks, rates
+
+
+ZONEOUTS = [f"{which} {how}" for which in ("h", "c", "both") for how in ("masks", "rates")]
 
 
 def _lengths(case: Case, generator: torch.Generator) -> Tensor | None:
@@ -235,7 +264,8 @@ def output_activation_call(cell_args: Sequence[float], values: Tensor) -> LayerC
     return LayerCall(
         zeros(1, rows, 1), zeros(1, rows, hidden), values.unsqueeze(0),
         [zeros(4 * hidden, 1), zeros(4 * hidden, hidden)],
-        None, None, None, None, "lstm", [*one, *identity, *cell_args], False, False, False, 1.0,
+        None, None, None, None, None, None, "lstm", [*one, *identity, *cell_args], False, False, False,
+        1.0, 0.0, 0.0,
     )  # fmt: skip
 
 

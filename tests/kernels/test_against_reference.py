@@ -19,6 +19,7 @@ from support_ops import (
     ACTIVATIONS,
     CELLS,
     OPTIONS,
+    ZONEOUTS,
     Case,
     make_call,
     ops,
@@ -92,6 +93,18 @@ def test_recurrent_masks(layout: str, projection: int, rate: float) -> None:
             steps, batch, 3, hidden, projection, True, hidden % 2 == 1, layout, resets, given, "peephole"
         )
         check(dataclasses.replace(case, dropout=rate))
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed", "lengths", "no lengths"])
+@pytest.mark.parametrize("projection", [0, 5])
+@pytest.mark.parametrize("zoneout", ZONEOUTS)
+def test_zoneout(layout: str, projection: int, zoneout: str) -> None:
+    for (steps, batch, hidden), resets, dropout in itertools.product(
+        [(7, 5, 9), (5, 1, 300), (9, 13, 130), (3, 150, 17)], ["none", "some"], [0.0, 0.4]
+    ):
+        case = Case(steps, batch, 3, hidden, projection, True, hidden % 2 == 1, layout, resets)
+        cell = "peephole and clips" if dropout else "standard"
+        check(dataclasses.replace(case, dropout=dropout, zoneout=zoneout, cell=cell))
 
 
 @pytest.mark.parametrize(("hidden", "projection"), [(1030, 0), (1024, 0), (1100, 1027)])

@@ -166,8 +166,8 @@ def check_rounding(dtype: torch.dtype, identity: list[float]) -> None:
     w_ih[2] = torch.eye(hidden, dtype=dtype)
     call = LayerCall(
         small.unsqueeze(0), torch.zeros(1, 256, hidden, dtype=dtype), large.unsqueeze(0),
-        [w_ih.view(-1, hidden), torch.zeros(4 * hidden, hidden, dtype=dtype)], None, None, None, None,
-        "lstm", [*one, *identity, *identity], False, False, False, 1.0,
+        [w_ih.view(-1, hidden), torch.zeros(4 * hidden, hidden, dtype=dtype)], *[None] * 6,
+        "lstm", [*one, *identity, *identity], False, False, False, 1.0, 0.0, 0.0,
     )  # fmt: skip
     c_n = ops.lstm_layer(*call.arguments(), 0)[2][0]
     expected = (large.float() + small.float()).to(dtype)

@@ -73,6 +73,16 @@ def test_recurrent_masks(layout: str, projection: int) -> None:
     assert gradgradcheck(function, leaves)
 
 
+@pytest.mark.parametrize("projection", [0, 2])
+@pytest.mark.parametrize("layout", ["padded", "packed", "lengths"])
+@pytest.mark.parametrize("zoneout", ["both masks", "both rates"])
+def test_zoneout(layout: str, projection: int, zoneout: str) -> None:
+    case = Case(3, 3, 2, 3, projection, True, True, layout, "some", cell="peephole", zoneout=zoneout)
+    function, leaves = layer_function(make_call(case))
+    assert gradcheck(function, leaves)
+    assert gradgradcheck(function, leaves)
+
+
 @pytest.mark.parametrize("frozen", ["input", "h_0", "c_0", "weights"])
 def test_some_arguments_without_gradient(frozen: str) -> None:
     call = make_call(Case(3, 2, 2, 3, 2, bidirectional=True))

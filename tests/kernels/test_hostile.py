@@ -162,8 +162,8 @@ def test_one_tensor_in_many_places() -> None:
     x = torch.randn(1, 6, 8, dtype=torch.float64)
     w, b = torch.randn(32, 8, dtype=torch.float64) / 3, torch.randn(32, dtype=torch.float64)
     call = LayerCall(
-        x, x, x, [w, w, b, b], None, None, None, None, *make_call(CASE).arguments()[8:10], True, False, False,
-        1.0,
+        x, x, x, [w, w, b, b], *[None] * 6, *make_call(CASE).arguments()[10:12], True, False, False,
+        1.0, 0.0, 0.0,
     )  # fmt: skip
     assert_close(run_layer(call), run_reference(call))
     both = call.replace(

@@ -413,8 +413,8 @@ def test_recurrent_dropout_is_one_mask_a_sequence(options: dict, backend: str) -
     per_layer, last = len(weights) // lstm.num_layers, []
     for k, mask in enumerate(masks):
         expected, h, c, *_ = torch.ops.customlstm.lstm_layer_reference(
-            expected, None, None, weights[k * per_layer : (k + 1) * per_layer], None, None, None, mask,
-            *lstm.cell.encode(), lstm.bias, state != HIDDEN, lstm.bidirectional, 1 / (1 - rate), 2,
+            expected, None, None, weights[k * per_layer : (k + 1) * per_layer], None, None, None, mask, None,
+            None, *lstm.cell.encode(), lstm.bias, state != HIDDEN, lstm.bidirectional, 1 / (1 - rate), 0.0, 0.0, 2,
         )  # fmt: skip
         last.append((h, c))
     expected = expected.transpose(0, 1) if lstm.batch_first else expected
@@ -491,7 +491,7 @@ def test_share_of_dropped_states() -> None:
 
 
 @backends
-@pytest.mark.parametrize("name", ["recurrent_dropout", "weight_dropout"])
+@pytest.mark.parametrize("name", ["recurrent_dropout", "weight_dropout", "zoneout"])
 def test_dropout_under_checkpoint(name: str, backend: str) -> None:
     """The forward that a checkpoint repeats draws the masks of the first one."""
     lstm, x = make(CELLS[3], backend, num_layers=2, **{name: 0.5}), random_input().requires_grad_()
@@ -507,7 +507,7 @@ def test_dropout_under_checkpoint(name: str, backend: str) -> None:
     assert_all_near(gradients(repeated), gradients(lambda x: lstm(x)[0]), names, 0.0)
 
 
-@pytest.mark.parametrize("name", ["recurrent_dropout", "weight_dropout"])
+@pytest.mark.parametrize("name", ["recurrent_dropout", "weight_dropout", "zoneout"])
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
 def test_dropout_in_torchscript_and_compile(name: str) -> None:
     torch._dynamo.reset()
@@ -545,3 +545,115 @@ def test_dropout_elsewhere(name: str) -> None:
     with pytest.raises(ValueError, match=r"call lstm.eval\(\) before streaming"):
         customlstm.Stream(lstm)(torch.randn(4, INPUT))
     assert customlstm.Stream(lstm.eval())(torch.randn(4, INPUT)).shape == (4, HIDDEN)
+
+
+# --- zoneout ---
+
+
+def zoneout_loop(
+    lstm: customlstm.LSTM, x: Tensor, mix: Callable[[int, int, Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """Krueger et al. 2016 around nn.LSTMCell, with ``mix(state, step, old, new)``; h comes of the new c."""
+    step = nn.LSTMCell(INPUT, HIDDEN, dtype=torch.float64)
+    step.load_state_dict({name.removesuffix("_l0"): value for name, value in lstm.state_dict().items()})
+    h = c = torch.zeros(B, HIDDEN, dtype=torch.float64)
+    outputs = []
+    for t, row in enumerate(x):
+        new_h, new_c = step(row, (h, c))
+        h, c = mix(0, t, h, new_h), mix(1, t, c, new_c)
+        outputs.append(h)
+    gradients = torch.autograd.grad(torch.stack(outputs).sin().sum() + c.sum(), list(step.parameters()))
+    return torch.stack(outputs), h, c, list(gradients)
+
+
+@backends
+@pytest.mark.parametrize("rates", [(0.3, 0.6), (0.5, 0.0), (0.0, 0.5)], ids=str)
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+def test_zoneout_against_a_loop(training: bool, rates: tuple[float, float], backend: str) -> None:
+    lstm, x = make(None, backend, zoneout=rates).train(training), random_input()
+    torch.manual_seed(9)
+    masks = [
+        torch.empty(T, B, HIDDEN, dtype=torch.bool).bernoulli_(rate)
+        if rate
+        else torch.zeros(T, B, HIDDEN).bool()
+        for rate in rates
+    ]
+
+    def mix(state: int, t: int, old: Tensor, new: Tensor) -> Tensor:
+        if training:
+            return torch.where(masks[state][t], old, new)
+        return rates[state] * old + (1 - rates[state]) * new
+
+    *expected, expected_gradients = zoneout_loop(lstm, x, mix)
+    torch.manual_seed(9)
+    output, (h_n, c_n) = lstm(x)
+    assert_all_near([output, h_n[0], c_n[0]], expected, ["output", "h_n", "c_n"])
+    gradients = torch.autograd.grad(output.sin().sum() + c_n.sum(), list(lstm.parameters()))
+    assert_all_near(gradients, expected_gradients, list(lstm.state_dict()))
+    assert torch.equal(lstm(x)[0], output) != training, "masks are new at every call, the expectation is not"
+
+
+@backends
+@shapes
+def test_zoneout_is_the_operator_with_these_masks(options: dict, backend: str) -> None:
+    lstm, x = make(CELLS[3], backend, zoneout=0.25, recurrent_dropout=0.5, **options), random_input()
+    lengths = torch.tensor([3, 4, 0, 2, 1, 4] if lstm.batch_first else [4, 6, 0, 3])
+    torch.manual_seed(1)
+    one = [lstm(x, lengths=lengths)[0]]
+    torch.manual_seed(1)
+    with customlstm.use_backend("reference"):
+        one.append(lstm(x, lengths=lengths)[0])
+    assert_near(one[0], one[1], "output")
+
+
+@backends
+def test_share_of_kept_states(backend: str) -> None:
+    lstm = customlstm.LSTM(3, 64, zoneout=(0.2, 0.7), backend=backend)
+    torch.manual_seed(0)
+    h, c = lstm.states(torch.randn(20, 50, 3))
+    for state, rate in ((h, 0.2), (c, 0.7)):
+        kept = state[1:] == state[:-1]
+        share, count = kept.double().mean().item(), kept.numel()
+        assert abs(share - rate) < 5 * (rate * (1 - rate) / count) ** 0.5
+    lstm.eval()
+    h, c = lstm.states(torch.randn(20, 50, 3))
+    assert not (h[1:] == h[:-1]).any() and not (c[1:] == c[:-1]).any()
+
+
+@backends
+def test_zoneout_of_one_keeps_everything(backend: str) -> None:
+    lstm, x = make(CELLS[0], backend, zoneout=1.0), random_input()
+    hx = tuple(torch.randn(1, B, HIDDEN, dtype=torch.float64) for _ in range(2))
+    for module in (lstm, lstm.eval()):
+        output, (h_n, c_n) = module(x, hx)
+        assert torch.equal(output, hx[0].expand_as(output))
+        assert torch.equal(h_n, hx[0]) and torch.equal(c_n, hx[1])
+
+
+def test_zoneout_rates() -> None:
+    assert customlstm.LSTM(INPUT, HIDDEN, zoneout=0.25).zoneout == (0.25, 0.25)
+    lstm = customlstm.LSTM(INPUT, HIDDEN, zoneout=(0.125, 0))
+    assert lstm.zoneout == (0.125, 0.0) and repr(lstm) == "LSTM(3, 5, zoneout=(0.125, 0.0))"
+    assert convert.to_customlstm(lstm).zoneout == (0.125, 0.0)
+    for bad in (-0.1, 1.5, (0.5, 2), "0.1", True, None):
+        with pytest.raises(ValueError, match=r"zoneout must be a number in the range \[0, 1\]"):
+            lstm.zoneout = bad
+    with pytest.raises(ValueError, match="zoneout must be one rate, or two for h and c, got"):
+        lstm.zoneout = (0.1, 0.1, 0.1)
+    for function in (convert.to_torch, convert.to_compat):
+        with pytest.raises(
+            ValueError, match=r"zoneout=\(0.125, 0.0\), which .* has not; set module.zoneout = 0"
+        ):
+            function(lstm)
+    lstm.zoneout = 0
+    assert lstm.zoneout == (0.0, 0.0) and repr(lstm) == "LSTM(3, 5)"
+
+
+def test_stream_with_zoneout_runs_the_layer() -> None:
+    lstm, x = customlstm.LSTM(INPUT, HIDDEN, zoneout=0.25), torch.randn(6, INPUT)
+    with pytest.raises(ValueError, match=r"call lstm.eval\(\) before streaming"):
+        customlstm.Stream(lstm)(x)
+    stream = customlstm.Stream(lstm.eval())
+    with torch.no_grad():
+        assert torch.equal(torch.cat([stream(piece) for piece in x.split([1, 3, 2])]), lstm(x)[0])
+    assert stream.nbytes == 0

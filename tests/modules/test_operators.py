@@ -44,6 +44,7 @@ def layer_arguments(
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
     mask: bool = False,
+    zoneout: bool = False,
     save: int = 2,
 ) -> list[Any]:
     requires_grad = save == 2
@@ -54,7 +55,15 @@ def layer_arguments(
     weights = weights_of(directions, bias, proj_size, dtype, requires_grad)
     flags = [bias, proj_size > 0, directions == 2]
     kept = torch.rand(directions, B, proj_size or HIDDEN) < 0.5 if mask else None
-    return [input, *hx, weights, sizes, lengths, resets, kept, NAME, ARGUMENTS, *flags, 2.0, save]
+    rows = input.shape[:-1]
+    zones = [
+        torch.rand(*rows, directions * size) < 0.5 if zoneout else None
+        for size in (proj_size or HIDDEN, HIDDEN)
+    ]
+    return [
+        input, *hx, weights, sizes, lengths, resets, kept, *zones, NAME, ARGUMENTS, *flags, 2.0, 0.0, 0.25,
+        save,
+    ]  # fmt: skip
 
 
 LAYERS = {
@@ -68,6 +77,7 @@ LAYERS = {
         "resets": torch.tensor([[0, 1, 0]] * T).bool(),
     },
     "16 bit": {"dtype": torch.bfloat16, "proj_size": 2},
+    "zoneout": {"zoneout": True, "directions": 2, "packed": True, "proj_size": 2},
     "mask": {"mask": True, "directions": 2, "packed": True, "proj_size": 2},
     "nothing saved": {"save": 0},
     "states saved": {"save": 1},
@@ -102,7 +112,8 @@ def test_opcheck_layer(options: dict[str, Any], operator: Any) -> None:
     "options", [{}, {"proj_size": 2, "bias": False, "dtype": torch.bfloat16}], ids=["plain", "16 bit"]
 )
 def test_opcheck_cell(options: dict[str, Any], operator: Any) -> None:
-    input, h_0, c_0, weights, _, _, _, _, *rest = layer_arguments(**options)
+    input, h_0, c_0, weights, *_ = layer_arguments(**options)
+    rest = layer_arguments(**options)[10:]
     arguments = [*(without_gradient(t)[0].requires_grad_() for t in (input, h_0, c_0)), weights, *rest[:4], 2]
     opcheck(operator, arguments)
     h_1, _, *saved = (t.detach() for t in operator(*arguments))
@@ -140,9 +151,13 @@ BAD = {
     "dtype of resets": (6, lambda _: torch.zeros(T, B)),
     "shape of recurrent_mask": (7, lambda _: torch.zeros(1, HIDDEN, B).bool()),
     "dtype of recurrent_mask": (7, lambda _: torch.zeros(1, B, HIDDEN)),
-    "unknown cell": (8, lambda _: "gru"),
-    "cell arguments cut short": (9, lambda a: a[:-1]),
-    "unknown activation": (9, lambda a: [99.0, *a[1:]]),
+    "shape of zoneout_h": (8, lambda _: torch.zeros(T, B, 1).bool()),
+    "dtype of zoneout_c": (9, lambda _: torch.zeros(T, B, HIDDEN)),
+    "zoneout_h_rate": (16, lambda _: 1.5),
+    "zoneout_c_rate": (17, lambda _: -0.5),
+    "unknown cell": (10, lambda _: "gru"),
+    "cell arguments cut short": (11, lambda a: a[:-1]),
+    "unknown activation": (11, lambda a: [99.0, *a[1:]]),
     "save": (-1, lambda _: 3),
 }
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from support_compare import assert_close, assert_same_bits
-from support_ops import CELLS, RESULTS, Case, LayerCall, make_call, ops, run_layer, run_reference
+from support_ops import CELLS, RESULTS, ZONEOUTS, Case, LayerCall, make_call, ops, run_layer, run_reference
 from support_torch import run_nn_lstm
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -38,6 +38,7 @@ def cases(draw: st.DrawFn, layouts: str = "padded packed lengths", **fixed: Any)
         "resets": draw(st.sampled_from(["none", "first", "every", "some"])),
         "given": draw(st.booleans()),
         "dropout": draw(st.sampled_from([0.0, 0.0, 0.4])),
+        "zoneout": draw(st.sampled_from(["none", *ZONEOUTS])),
         "cell": cell,
         # gates that are not bounded make the states explode, and every rounding with them
         "gain": 0.3 if cell.endswith("gate") else 1.0,
@@ -60,6 +61,8 @@ def columns(call: LayerCall, index: Any) -> LayerCall:
         lengths=None if call.lengths is None else call.lengths[index],
         resets=None if call.resets is None else call.resets[:, index],
         recurrent_mask=None if call.recurrent_mask is None else call.recurrent_mask[:, index],
+        zoneout_h=None if call.zoneout_h is None else call.zoneout_h[:, index],
+        zoneout_c=None if call.zoneout_c is None else call.zoneout_c[:, index],
     )
 
 
@@ -74,14 +77,24 @@ def test_fused_is_the_reference(case: Case) -> None:
     assert_close(run_layer(call), run_reference(call), case, tolerance=1e-12, relative=1e-12)
 
 
-@given(cases("padded packed", dtype=torch.float64, cell="standard", gain=1.0, resets="none", dropout=0.0))
+@given(
+    cases(
+        "padded packed",
+        dtype=torch.float64,
+        cell="standard",
+        gain=1.0,
+        resets="none",
+        dropout=0.0,
+        zoneout="none",
+    )
+)
 def test_fused_is_nn_lstm(case: Case) -> None:
     call = make_call(case)
     assert_close(run_layer(call, results=RESULTS[:3]), run_nn_lstm(call), case)
 
 
 @given(
-    cases(dtype=torch.float64, resets="none", given=False, dropout=0.0),
+    cases(dtype=torch.float64, resets="none", given=False, dropout=0.0, zoneout="none"),
     st.integers(1, 3),
     st.booleans(),
     st.sampled_from(["padded", "packed", "unbatched"]),
@@ -164,7 +177,13 @@ def test_a_sequence_in_pieces_gives_the_same_bits(case: Case, data: st.DataObjec
     states = (call.h_0, call.c_0)
     for begin, end in zip([0, *cuts], [*cuts, case.steps], strict=True):
         resets = None if call.resets is None else call.resets[begin:end]
-        piece = call.replace(input=call.input[begin:end], h_0=states[0], c_0=states[1], resets=resets)
+        masks = {
+            name: None if getattr(call, name) is None else getattr(call, name)[begin:end]
+            for name in ("zoneout_h", "zoneout_c")
+        }
+        piece = call.replace(
+            input=call.input[begin:end], h_0=states[0], c_0=states[1], resets=resets, **masks
+        )
         pieces.append(forward(piece))
         states = (pieces[-1]["h_n"], pieces[-1]["c_n"])
     found = {
@@ -239,6 +258,9 @@ def test_the_reverse_direction_is_the_forward_one_on_the_reversed_sequence(case:
     def reverse(x: Tensor) -> Tensor:
         return x.gather(0, turned.unsqueeze(-1).expand_as(x))
 
+    def second(masks: Tensor | None) -> Tensor | None:
+        return None if masks is None else reverse(masks.chunk(2, -1)[1])
+
     single = call.replace(
         input=reverse(call.input),
         weights=call.weights[count:],
@@ -246,6 +268,8 @@ def test_the_reverse_direction_is_the_forward_one_on_the_reversed_sequence(case:
         c_0=None if call.c_0 is None else call.c_0[1:],
         resets=resets,
         recurrent_mask=None if call.recurrent_mask is None else call.recurrent_mask[1:],
+        zoneout_h=second(call.zoneout_h),
+        zoneout_c=second(call.zoneout_c),
         bidirectional=False,
     )
     both, found = forward(call), forward(single)
@@ -259,7 +283,7 @@ def test_the_reverse_direction_is_the_forward_one_on_the_reversed_sequence(case:
     assert_same_bits(found, expected, case)
 
 
-@given(cases("padded", steps=1, bidirectional=False, resets="none", given=True, dropout=0.0))
+@given(cases("padded", steps=1, bidirectional=False, resets="none", given=True, dropout=0.0, zoneout="none"))
 def test_a_single_step_is_a_layer_of_one_step(case: Case) -> None:
     call = make_call(case)
     h_1, c_1, c_all, _, _ = ops.lstm_cell(

@@ -58,11 +58,13 @@ Tiling read_tiling(const int64_t* t) {
           int32_t(t[5]),              int32_t(t[6]), int32_t(t[7]), int32_t(t[8])};
 }
 
-constexpr int kSequencePointers = 5;
+constexpr int kSequencePointers = 7;
 
 Sequences read_sequences(void* const* p) {
+  const double* const numbers = static_cast<const double*>(p[4]);
   return {static_cast<const int64_t*>(p[0]), static_cast<const int64_t*>(p[1]), static_cast<const uint8_t*>(p[2]),
-          static_cast<const uint8_t*>(p[3]), p[4] ? *static_cast<const double*>(p[4]) : 1.0};
+          static_cast<const uint8_t*>(p[3]), numbers[0], {static_cast<const uint8_t*>(p[5]), numbers[1]},
+          {static_cast<const uint8_t*>(p[6]), numbers[2]}};
 }
 
 // What forward and backward begin with; returns where their own arrays begin.
@@ -105,7 +107,8 @@ void run(MathKind math, Params& p, const Tiling& tiling, int64_t standard, const
 
 }  // namespace
 
-// pointers: step_row, lengths, resets, recurrent mask and its scale; w_hh, b_ih, b_hh, w_hr and three peephole weights of each of two directions; then
+// pointers: step_row, lengths, resets, recurrent mask, three numbers (its scale and the rates of zoneout), the masks of
+// zoneout of h and of c; w_hh, b_ih, b_hh, w_hr and three peephole weights of each of two directions; then
 // the arrays of the struct.
 extern "C" int customlstm_forward(int64_t math, const int64_t* sizes, const int64_t* tiling, void* const* pointers,
                                   int64_t standard, const double* cell, uint64_t seed, char* error, int64_t size) {
