@@ -414,7 +414,8 @@ def test_recurrent_dropout_is_one_mask_a_sequence(options: dict, backend: str) -
     for k, mask in enumerate(masks):
         expected, h, c, *_ = torch.ops.customlstm.lstm_layer_reference(
             expected, None, None, weights[k * per_layer : (k + 1) * per_layer], None, None, None, mask, None,
-            None, *lstm.cell.encode(), lstm.bias, state != HIDDEN, lstm.bidirectional, 1 / (1 - rate), 0.0, 0.0, 2,
+            None, *lstm.cell.encode(), lstm.bias, state != HIDDEN, lstm.bidirectional, 1 / (1 - rate), 0.0,
+            0.0, 2,
         )  # fmt: skip
         last.append((h, c))
     expected = expected.transpose(0, 1) if lstm.batch_first else expected
