@@ -77,10 +77,12 @@ void LayerCall::read_zoneout() {
     check(same_device(*mask, arguments.input), name, " is on ", device_of(*mask), ", but input is on ",
           device_of(arguments.input), "; move it there");
     check(mask->scalar_type() == ScalarType::Bool, name, " is ", name_of(mask->scalar_type()), ", expected bool");
-    std::vector<int64_t> shape = rows_shape({width});
-    bool fits = mask->dim() == static_cast<int64_t>(shape.size());
-    for (size_t k = 0; fits && k < shape.size(); ++k) fits = mask->size(static_cast<int64_t>(k)) == shape[k];
-    check(fits, name, " has shape ", shape_of(*mask), ", expected the rows of input with ", width, " values each");
+    const std::vector<int64_t>& rows = sequences.leading();
+    if (rows.size() == 1) {
+      check_shape(name, *mask, {rows[0], width});
+    } else {
+      check_shape(name, *mask, {rows[0], rows[1], width});
+    }
     return Contiguous(*mask);
   };
   zoneout_h_ = read("zoneout_h", arguments.zoneout_h, arguments.zoneout_h_rate, output_width());

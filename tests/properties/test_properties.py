@@ -66,6 +66,15 @@ def columns(call: LayerCall, index: Any) -> LayerCall:
     )
 
 
+def cut_steps(call: LayerCall, begin: int, end: int) -> LayerCall:
+    """Some steps of a padded call."""
+    cut = {
+        name: None if getattr(call, name) is None else getattr(call, name)[begin:end]
+        for name in ("input", "resets", "zoneout_h", "zoneout_c")
+    }
+    return call.replace(**cut)
+
+
 # --- three implementations ---
 
 
@@ -158,9 +167,7 @@ def test_a_sequence_alone_gives_the_same_bits(case: Case, data: st.DataObject) -
     expected = {name: y[:, b : b + 1] for name, y in forward(call).items()}
     if call.lengths is not None:
         n = int(call.lengths[b])
-        alone = alone.replace(
-            input=alone.input[:n], lengths=None, resets=None if alone.resets is None else alone.resets[:n]
-        )
+        alone = cut_steps(alone, 0, n).replace(lengths=None)
         for name in ("output", "c_all"):
             assert not expected[name][n:].any(), f"{name} is not zero beyond a length"
             expected[name] = expected[name][:n]
@@ -176,15 +183,7 @@ def test_a_sequence_in_pieces_gives_the_same_bits(case: Case, data: st.DataObjec
     pieces: list[dict[str, Tensor]] = []
     states = (call.h_0, call.c_0)
     for begin, end in zip([0, *cuts], [*cuts, case.steps], strict=True):
-        resets = None if call.resets is None else call.resets[begin:end]
-        masks = {
-            name: None if getattr(call, name) is None else getattr(call, name)[begin:end]
-            for name in ("zoneout_h", "zoneout_c")
-        }
-        piece = call.replace(
-            input=call.input[begin:end], h_0=states[0], c_0=states[1], resets=resets, **masks
-        )
-        pieces.append(forward(piece))
+        pieces.append(forward(cut_steps(call, begin, end).replace(h_0=states[0], c_0=states[1])))
         states = (pieces[-1]["h_n"], pieces[-1]["c_n"])
     found = {
         "output": torch.cat([p["output"] for p in pieces]),
@@ -204,7 +203,11 @@ def test_lengths_are_packing(case: Case) -> None:
     def pad(rows: Tensor) -> Tensor:
         return rows.new_zeros(steps, case.batch, rows.size(-1)).index_put((valid,), rows)
 
-    padded = packed.replace(input=pad(packed.input), batch_sizes=None, lengths=valid.sum(0))
+    masks = {
+        name: None if getattr(packed, name) is None else pad(getattr(packed, name))
+        for name in ("zoneout_h", "zoneout_c")
+    }
+    padded = packed.replace(input=pad(packed.input), batch_sizes=None, lengths=valid.sum(0), **masks)
     actual, expected = run_layer(padded, results=["h_n", "c_n"]), run_layer(packed, results=["h_n", "c_n"])
     expected["gradient of input"] = pad(expected["gradient of input"])
     assert_same_bits(actual, expected, case)
@@ -221,9 +224,7 @@ def test_resets_are_running_the_pieces(case: Case) -> None:
         cuts = [t for t in range(1, case.steps) if call.resets[t, b]]
         found: list[dict[str, Tensor]] = []
         for begin, end in zip([0, *cuts], [*cuts, case.steps], strict=True):
-            piece = columns(call, slice(b, b + 1)).replace(
-                input=call.input[begin:end, b : b + 1], resets=None
-            )
+            piece = cut_steps(columns(call, slice(b, b + 1)), begin, end).replace(resets=None)
             if piece.h_0 is not None:
                 h_0, c_0 = piece.h_0.clone(), piece.c_0.clone()
                 for state in (h_0, c_0):
