@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Callable
 
 import pytest
 import torch
-from support_ops import CELLS, OPTIONS, Case, LayerCall, make_call, ops
+from support_ops import CELLS, OPTIONS, ZONEOUTS, Case, LayerCall, make_call, ops
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
@@ -81,6 +82,43 @@ def test_zoneout(layout: str, projection: int, zoneout: str) -> None:
     function, leaves = layer_function(make_call(case))
     assert gradcheck(function, leaves)
     assert gradgradcheck(function, leaves)
+
+
+def drawn_cell(draw: random.Random) -> customlstm.Cell:
+    """Smooth activations, since finite differences step over kinks; clips wide enough to hold seldom."""
+    smooth = ["sigmoid", "tanh", "softsign", "softplus", "scaled_tanh"]
+    return customlstm.Cell(
+        draw.choice(["sigmoid", "tanh", "softsign"]),
+        draw.choice(smooth),
+        draw.choice([*smooth, "identity"]),
+        peephole=draw.random() < 0.5,
+        coupled_gates=draw.random() < 0.4,
+        gate_clip=draw.choice([None, 1.5, 2.5]),
+        cell_clip=draw.choice([None, 0.9, 1.7]),
+    )
+
+
+@pytest.mark.parametrize("tenth", range(10))
+def test_random_combinations_of_options(tenth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(20 * tenth, 20 * tenth + 20):
+        draw = random.Random(seed)
+        monkeypatch.setitem(CELLS, "drawn", drawn_cell(draw))
+        case = Case(
+            draw.randint(1, 4), draw.randint(1, 3), draw.randint(1, 3), draw.randint(1, 4),
+            projection=draw.choice([0, 0, 2]),
+            bias=draw.random() < 0.7,
+            bidirectional=draw.random() < 0.5,
+            layout=draw.choice(["padded", "packed", "lengths"]),
+            resets=draw.choice(["none", "some"]),
+            given=draw.random() < 0.7,
+            cell="drawn",
+            gain=0.7,
+            dropout=draw.choice([0.0, 0.4]),
+            zoneout=draw.choice(["none", *ZONEOUTS]),
+            seed=seed,
+        )  # fmt: skip
+        function, leaves = layer_function(make_call(case))
+        assert gradcheck(function, leaves), f"{case} {CELLS['drawn']}"
 
 
 @pytest.mark.parametrize("frozen", ["input", "h_0", "c_0", "weights"])
