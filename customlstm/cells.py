@@ -156,7 +156,12 @@ class Cell:
         ``like``'s dtype and device.
         """
         s_g, s_c, s_h = self.bind(like)
-        gate, limit = self.gate_clip, self.cell_clip
+        largest = torch.finfo(
+            like.dtype
+        ).max  # a clip that the dtype cannot hold would be an error, not a clip
+        gate, limit = (
+            None if clip is None else min(clip, largest) for clip in (self.gate_clip, self.cell_clip)
+        )
 
         def clip(a: Tensor) -> Tensor:
             return a if gate is None else a.clamp(-gate, gate)
@@ -185,7 +190,7 @@ class Cell:
         return {name: value for name, value in values.items() if value != _OPTIONS[name]}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self.has_options:
+        if self.has_options:  # the plain form is that of older pickles
             return (_with_options, (self._parts(), self._options()))
         return (Cell, self._parts())
 

@@ -207,7 +207,7 @@ def to_torch(module: nn.Module) -> nn.LSTM | nn.LSTMCell:
 
     Raises:
         TypeError: another kind of module.
-        ValueError: a cell that is not the standard one, recurrent or weight dropout, or a projecting
+        ValueError: a cell that is not the standard one, recurrent or weight dropout, zoneout, or a projecting
             ``LSTMCell``: ``torch.nn`` has none of them.
     """
     _supported(module)
@@ -239,8 +239,16 @@ def to_customlstm(
 
     Raises:
         TypeError: another kind of module.
+        ValueError: ``cell`` has no place for parameters of the module's own cell.
     """
     _supported(module)
+    if cell is not None:
+        lost = set(getattr(module, "cell", cell).unit_parameters) - set(cell.unit_parameters)
+        if lost:
+            raise ValueError(
+                f"module has cell {module.cell} with the parameters {', '.join(sorted(lost))}, for which "
+                f"cell={cell} has no place; leave cell out, or take one with the same parameters"
+            )
     options: dict[str, Any] = {
         "cell": getattr(module, "cell", None) if cell is None else cell,
         "backend": backend,
@@ -267,7 +275,7 @@ def to_compat(module: nn.Module, *, sequences: bool = True) -> compat.LSTM | com
     Raises:
         TypeError: another kind of module.
         ValueError: what the hand-written form has not: a second direction, a projection, dropout of any kind,
-            a cell with parameters of its own.
+            zoneout, a cell with parameters of its own.
     """
     _supported(module)
     if getattr(module, "bidirectional", False):

@@ -309,7 +309,7 @@ def _layers(
             batch = x.size(1)
             if batch_sizes is not None and h_0 is not None:
                 batch = h_0.size(1)
-            mask = torch.rand([directions, batch, weights[1].size(1)], device=x.device) >= recurrent_dropout
+            mask = ~_drawn([directions, batch, weights[1].size(1)], recurrent_dropout, x)
             if recurrent_dropout < 1.0:
                 scale = 1.0 / (1.0 - recurrent_dropout)
         kept_h, kept_c = (
@@ -402,7 +402,16 @@ def _zoneout_mask(x: Tensor, rate: float, size: int, training: bool) -> Tensor |
         return None
     sizes = list(x.shape[:-1])
     sizes.append(size)
-    return torch.empty(sizes, dtype=torch.bool, device=x.device).bernoulli_(rate)
+    return _drawn(sizes, rate, x)
+
+
+def _drawn(sizes: list[int], rate: float, like: Tensor) -> Tensor:
+    """bool, True at this rate, on the device of ``like``.
+
+    Drawn as float32, whatever torch's default dtype is, which would change the rate; and not in place, which
+    vmap refuses.
+    """
+    return torch.rand(sizes, dtype=torch.float32, device=like.device) < rate
 
 
 def _drop_recurrent_weights(weights: list[Tensor], directions: int, rate: float) -> list[Tensor]:

@@ -46,7 +46,8 @@ class _Recurrent(nn.Module):
         if new.unit_parameters != own:
             raise ValueError(
                 f"cell has the parameters {list(new.unit_parameters)}, this module was made for {list(own)}; "
-                f"make a new module with cell={new} and load the state_dict into it with strict=False"
+                f"customlstm.convert.to_customlstm(module, cell={new}) makes a new one, where new parameters "
+                "begin at 0"
             )
         self._cell = new
         # What the operators take; encoded once, not at every call. The text is for _arguments.

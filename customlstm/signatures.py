@@ -244,6 +244,10 @@ def _check_layer(
                 f"{list(recurrent_mask.shape)}"
             ),
         )
+        _require(
+            0 < recurrent_scale < float("inf"),
+            lambda: f"recurrent_scale must be a positive number, got {recurrent_scale}",
+        )
     sizes = (weights[1].size(1), weights[1].size(0) // 4)
     for name, mask, size in zip(("zoneout_h", "zoneout_c"), (zoneout_h, zoneout_c), sizes, strict=True):
         if mask is not None:

@@ -15,8 +15,8 @@ class Stream:
     """Runs an LSTM over pieces of a sequence, and keeps the state and the packed weights from piece to piece.
 
     In float32 and float64 the outputs are the bits of ``lstm`` on the whole sequence, in whatever pieces it
-    comes; bfloat16 and float16 round the cell state at the end of a piece. Nothing is
-    differentiated; with dropout, ``lstm`` must be in eval mode. Not for several threads at once.
+    comes; bfloat16 and float16 round the cell state at the end of a piece. Nothing is differentiated; with
+    dropout of any kind or zoneout, ``lstm`` must be in eval mode. Not for several threads at once.
 
     Making a stream is what asks for the packed copy: of every weight once more, in float32 for the 16-bit
     types (``nbytes``). It is made at the first piece, and again at the next piece after a weight was changed
@@ -24,7 +24,8 @@ class Stream:
     another ``lstm.cell``. Writes that PyTorch does not count, through ``weight.data`` or a NumPy array on the
     same memory, it cannot see: call :meth:`refresh` after them.
 
-    On a device or with a backend without the CPU kernels, ``lstm`` itself is called with the state.
+    On a device or with a backend without the CPU kernels, and with zoneout, ``lstm`` itself is called with
+    the state.
 
     Args:
         lstm: one direction, any number of layers, with or without projection. It is not copied.
@@ -72,7 +73,7 @@ class Stream:
             As ``input`` with proj_size or hidden_size features.
 
         Raises:
-            ValueError: another number of dimensions; ``lstm`` is in training mode and has dropout.
+            ValueError: another number of dimensions; ``lstm`` is in training mode and draws masks.
             RuntimeError: any other shape, dtype or device.
         """
         unbatched = self.batch is None
@@ -160,10 +161,8 @@ class Stream:
     def _run(self, x: Tensor) -> Tensor:
         lstm = self.lstm
         weights = lstm._weight_list()
-        between = lstm.dropout if lstm.num_layers > 1 else 0
-        rates = (lstm.recurrent_dropout, lstm.weight_dropout, *lstm.zoneout, between)
-        if lstm.training and any(rates):
-            raise ValueError("lstm has dropout and is in training mode: call lstm.eval() before streaming")
+        if lstm.training:
+            _check_nothing_random(lstm)
         if not self._is_current(weights):
             self._pack(weights)
         if not self._packed:
@@ -177,12 +176,16 @@ class Stream:
 
     def _is_current(self, weights: list[Tensor]) -> bool:
         known = self._packed_from
-        if len(known) != len(weights) or self._packed_args is not self.lstm._cell_args:
+        if len(known) != len(weights) or self._packed_args != self._arguments():
             return False
         for weight, (tensor, version, address) in zip(weights, known, strict=True):
             if weight is not tensor or weight._version != version or weight.data_ptr() != address:
                 return False
         return True
+
+    def _arguments(self) -> Any:
+        """What the packed weights depend on besides the weights; zoneout has no packed step at all."""
+        return self.lstm._cell_args, self.lstm.zoneout
 
     def _pack(self, weights: list[Tensor]) -> None:
         lstm = self.lstm
@@ -202,7 +205,7 @@ class Stream:
         # Tensors without a version counter are packed at every piece.
         counted = not any(weight.is_inference() for weight in weights)
         self._packed_from = [(w, w._version, w.data_ptr()) for w in weights] if counted else []
-        self._packed_args = lstm._cell_args
+        self._packed_args = self._arguments()
 
     def _has_kernel(self, weights: list[Tensor]) -> bool:
         lstm, first = self.lstm, weights[0]
@@ -229,3 +232,15 @@ class Stream:
             for size in sizes
         )
         return h, c
+
+
+def _check_nothing_random(lstm: LSTM) -> None:
+    rates = {"recurrent_dropout": lstm.recurrent_dropout, "weight_dropout": lstm.weight_dropout}
+    rates["dropout"] = lstm.dropout if lstm.num_layers > 1 else 0.0
+    rates["zoneout"] = max(lstm.zoneout)
+    for name, rate in rates.items():
+        if rate > 0:
+            raise ValueError(
+                f"lstm has {name}={getattr(lstm, name)} and is in training mode: call lstm.eval() before "
+                "streaming"
+            )

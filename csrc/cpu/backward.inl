@@ -397,7 +397,7 @@ struct Backward {
   // From the gradient of what W_hh was multiplied by to that of h, with what zoneout handed on.
   static void finish_state(const BackwardParams& p, const Workspace& w, const Job& job, int64_t active, Range outputs) {
     const Geometry& g = p.g;
-    const int64_t begin = outputs.begin * kWidth, end = min64(outputs.end * kWidth, w.h_stride);
+    const int64_t begin = outputs.begin * kWidth, end = min64(outputs.end * kWidth, g.output_size);
     for (int64_t i = 0; i < active; ++i) {
       S* dh = w.row(w.dh, w.h_stride, g, job, i);
       for (int64_t k = begin; k < end; k += kLanes) {

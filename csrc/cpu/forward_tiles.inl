@@ -102,7 +102,7 @@ struct ForwardTiles {
       if (is_on(g.zoneout_c)) c.row[r] = mix(g.zoneout_c, c_before.row[r], computed, state, lanes);
       c.row[r].store(w.c_row(g, job, i + r) + unit);
       if (g.projection) {
-        Operand::store(h.row[r], w.projecting_row(g, job, i + r), unit);
+        Operand::store(keep_first(h.row[r], lanes), w.projecting_row(g, job, i + r), unit);
       } else {
         const Vec<S> h_t = new_state(g, w, job, step.t, 1 - step.parity, i + r, unit, lanes, h.row[r]);
         if (step.output) {
@@ -122,7 +122,9 @@ struct ForwardTiles {
     }
   }
 
-  // h_t of one row from what the cell computed: mixed with h_{t-1}, and stored with what W_hh is multiplied by.
+  // h_t of one row from what the cell computed: mixed with h_{t-1}, and stored with what W_hh is multiplied by. Lanes
+  // beyond the last unit are computed from nothing but zeros, and may be infinite all the same: where a pair of values is
+  // one element of a product, the last one's other half would make it NaN.
   static CUSTOMLSTM_INLINE Vec<S> new_state(const Geometry& g, const Workspace& w, const Job& job, int64_t t,
                                             int64_t parity, int64_t i, int64_t unit, int lanes, Vec<S> h) {
     if (is_on(g.zoneout_h)) {
@@ -132,6 +134,7 @@ struct ForwardTiles {
       h = mix(g.zoneout_h, Vec<S>::load(held), h, at, lanes);
       h.store(held);
     }
+    h = keep_first(h, lanes);
     Operand::store(h, w.unmasked_row(g, job, parity, i), unit);
     if (g.recurrent_mask) {
       Operand::store(masked(h, Vec<S>::load(w.factor_row(g, job, i) + unit)), w.h_row(g, job, parity, i), unit);

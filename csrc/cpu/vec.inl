@@ -218,6 +218,17 @@ CUSTOMLSTM_PACK_BINARY(-)
 CUSTOMLSTM_PACK_BINARY(*)
 #undef CUSTOMLSTM_PACK_BINARY
 
+// The first lanes; zero beyond them.
+template <class S>
+CUSTOMLSTM_INLINE Vec<S> keep_first(const Vec<S>& x, int lanes) {
+  constexpr int kLanes = Vec<S>::kLanes;
+  if (lanes >= kLanes) return x;
+  alignas(64) S values[kLanes];
+  x.store(values);
+  for (int k = 0; k < kLanes; ++k) values[k] = k < lanes ? values[k] : S(0);
+  return Vec<S>::load(values);
+}
+
 // x where m > 0, else 0.
 template <class S, int R>
 CUSTOMLSTM_INLINE Pack<S, R> where_positive(const Pack<S, R>& m, const Pack<S, R>& x) {

@@ -203,9 +203,9 @@ struct BackwardKernel {
     S dc_before = S(0);
     if (is_on(zoneout)) {
       const int64_t at = block.in_rows(item.row, g.hidden_size, item.unit);
-      const S share = kept_share<S>(zoneout, g.rows * g.directions * g.hidden_size, at);
-      dc_before = part(share, dc.x);
-      dc.x = part(S(1) - share, dc.x);
+      const Kept<S> kept(zoneout, g.rows * g.directions * g.hidden_size, at);
+      dc_before = kept.to_before(dc.x);
+      dc.x = kept.to_computed(dc.x);
     }
     CellT::backward(p.cell, saved, item.parameters, Scalar<S>{item.c_prev}, Scalar<S>{item.c}, dh, dc, da,
                     d_parameters);
@@ -235,7 +235,8 @@ struct BackwardKernel {
     const auto to = array(p.grad_unit_parameters, g.rows * g.directions * width, "grad_unit_parameters");
 #pragma unroll
     for (int k = 0; k < CellT::kParameters; ++k) {
-      if (k < p.unit_parameters.count) to.write(block.in_rows(item.row, width, k * g.hidden_size + item.unit), gradients[k].x);
+      const int64_t at = block.in_rows(item.row, width, k * g.hidden_size + item.unit);
+      if (k < p.unit_parameters.count) to.write(at, gradients[k].x);
     }
   }
 
@@ -253,9 +254,9 @@ struct BackwardKernel {
     const Zoneout& zoneout = p.r.sequences.zoneout_h;
     if (!is_on(zoneout)) return dh;
     const int64_t count = g.rows * g.directions * g.state_size;
-    const S share = kept_share<S>(zoneout, count, block.in_rows(row, g.state_size, unit));
-    carried().write(state, part(share, dh));
-    return part(S(1) - share, dh);
+    const Kept<S> kept(zoneout, count, block.in_rows(row, g.state_size, unit));
+    carried().write(state, kept.to_before(dh));
+    return kept.to_computed(dh);
   }
 
   // The gradient of h_0 of a sequence that the recurrence has just left.

@@ -89,7 +89,7 @@ class Driver {
     prepare.c_n = static_cast<T*>(p.c_n);
     prepare.bias = w.bias;
     prepare.c = w.c;
-    prepare.held = w.held;
+    prepare.held = w.zoneout_state;
     prepare.exchange = w.exchange;
     prepare.grid = grid_for(p.size.directions * (p.size.batch + 4) * p.size.hidden_size, PrepareForward<M>::kThreads);
     launcher.template launch<PrepareForward<M>>({prepare.grid, 1, 1, PrepareForward<M>::kThreads, 0, 1, false},
@@ -108,7 +108,7 @@ class Driver {
     k.gates = static_cast<S*>(p.gates);
     k.hidden = static_cast<S*>(p.hidden);
     k.c = w.c;
-    k.held = w.held;
+    k.held = w.zoneout_state;
     run<ForwardKernel>(launcher, k, p.cell.kind, 0, p.size.steps, false);
   }
 
@@ -150,7 +150,7 @@ class Driver {
     k.grad_h_0 = static_cast<T*>(p.grad_h_0);
     k.grad_c_0 = static_cast<T*>(p.grad_c_0);
     k.dc = w.c;
-    k.carried = w.held;
+    k.carried = w.zoneout_state;
     if (p.size.steps > 0) run<BackwardKernel>(launcher, k, p.cell.kind, p.grad_h_0 ? -1 : 0, p.size.steps, true);
   }
 
@@ -158,7 +158,7 @@ class Driver {
   struct Workspace {
     ProductShape first, second;
     Element *weights, *projection;
-    S *bias, *c, *held;   // held: of h, where zoneout mixes it; in backward what it carries
+    S *bias, *c, *zoneout_state;   // the last: h_{t-1}, in backward the gradient carried past a step, where zoneout is on
     S* tables;
     void* cleared;   // from here on zero before the recurrence: operands and flags
     int64_t cleared_bytes;
@@ -181,8 +181,8 @@ class Driver {
       projection = arena.take<Element>(g.directions * second.weight_tiles() * TileSize<M>::kAElements);
       bias = arena.take<S>(backward ? 0 : g.directions * 4 * g.hidden_size);
       c = arena.take<S>(g.directions * g.batch * g.hidden_size);
-      const bool holds = p.sequences.zoneout_h.mask || p.sequences.zoneout_h.rate > 0;
-      held = holds ? arena.take<S>(g.directions * g.batch * g.state_size) : nullptr;
+      zoneout_state = nullptr;
+      if (is_on(p.sequences.zoneout_h)) zoneout_state = arena.take<S>(g.directions * g.batch * g.state_size);
       tables = arena.take<S>(p.cell.table_count);
       const int64_t begin = arena.used;
       cleared = arena.take<char>(0);

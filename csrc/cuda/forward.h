@@ -19,7 +19,7 @@ struct ForwardKernelParams {
   RecurrenceParams r;
   CellParams<S> cell;
   const S* bias;        // [D, 4, H]: the sum of both
-  const S* gates_x;     // [rows, D, 4, H], may be the array `gates`
+  const S* gates_x;     // [rows, D, 4, H], may be the array `gates` where that has 4 values a unit
   UnitParameters<T> unit_parameters;
   T* output;            // [rows, D, P]
   T* h_n;
@@ -141,7 +141,7 @@ struct ForwardKernel {
     const int column = chunk * BlockT::kChunk + index / units;
     const S computed = c.x;
     if (is_on(zoneout)) {
-      c.x = mix(kept_share<S>(zoneout, g.rows * g.directions * g.hidden_size, at), item.c, computed);
+      c.x = Kept<S>(zoneout, g.rows * g.directions * g.hidden_size, at).mix(item.c, computed);
     }
     cells().write(state, c.x);
     if (block.is_last(t, item.b)) array(p.c_n, states, "c_n").write(state, M::narrow(c.x));
@@ -153,7 +153,8 @@ struct ForwardKernel {
       for (int k = 0; k < CellT::kSaved; ++k) {
         gates.write(block.in_rows(item.row, values, k * g.hidden_size + item.unit), saved[k].x);
       }
-      if (is_on(zoneout)) gates.write(block.in_rows(item.row, values, CellT::kSaved * g.hidden_size + item.unit), computed);
+      const int64_t own = CellT::kSaved * g.hidden_size + item.unit;
+      if (is_on(zoneout)) gates.write(block.in_rows(item.row, values, own), computed);
     }
     if (g.projection) {
       if (p.hidden) array(p.hidden, g.rows * g.directions * g.hidden_size, "hidden").write(at, h.x);
@@ -173,7 +174,7 @@ struct ForwardKernel {
       const auto held = array(p.held, g.directions * g.batch * g.state_size, "held");
       const S before = block.is_cut_before(t, b) ? S(0) : held.read(state);
       const int64_t count = g.rows * g.directions * g.state_size;
-      h = mix(kept_share<S>(zoneout, count, block.in_rows(row, g.state_size, unit)), before, h);
+      h = Kept<S>(zoneout, count, block.in_rows(row, g.state_size, unit)).mix(before, h);
       held.write(state, h);
     }
     const T narrow = M::narrow(h);

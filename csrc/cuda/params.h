@@ -60,7 +60,8 @@ struct ForwardParams {
   Sequences sequences;
   DirectionWeights weights[2];
   HostCell cell;
-  const void* gates_x;      // S [rows, D, 4, H]: W_ih x, without bias. May be the same array as `gates`, without zoneout.
+  const void* gates_x;      // S [rows, D, 4, H]: W_ih x, without bias. May be the same array as `gates`
+                            // where that has 4 values a unit, without zoneout of c.
   const void* h_0;          // T [D, B, P] or null: zeros
   const void* c_0;          // T [D, B, H] or null
   void* output;             // T [rows, D * P]; rows beyond a length are not written

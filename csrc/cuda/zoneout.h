@@ -9,24 +9,30 @@ namespace cuda {
 
 CUSTOMLSTM_DEVICE bool is_on(const Zoneout& z) { return z.mask != nullptr || z.rate > 0; }
 
-// The share of the old state at position `at` of `count` masks.
+// What becomes of one state of one unit: the mask there, or the rate.
 template <class S>
-CUSTOMLSTM_DEVICE S kept_share(const Zoneout& z, int64_t count, int64_t at) {
-  if (!z.mask) return S(z.rate);
-  return device::Global<const uint8_t>(z.mask, count, "zoneout mask").read(at) ? S(1) : S(0);
-}
+struct Kept {
+  bool masked, all;   // all: of the old state, by a mask
+  S rate;
 
-// `share` of a, the rest of b; all of one is none of the other.
-template <class S>
-CUSTOMLSTM_DEVICE S mix(S share, S a, S b) {
-  if (share == S(0)) return b;
-  if (share == S(1)) return a;
-  return share * a + (S(1) - share) * b;
-}
-template <class S>
-CUSTOMLSTM_DEVICE S part(S share, S x) {
-  return share == S(0) ? S(0) : share * x;
-}
+  // Position `at` of `count` masks.
+  CUSTOMLSTM_DEVICE Kept(const Zoneout& z, int64_t count, int64_t at) : masked(z.mask != nullptr), rate(S(z.rate)) {
+    all = masked && device::Global<const uint8_t>(z.mask, count, "zoneout mask").read(at) != 0;
+  }
+  CUSTOMLSTM_DEVICE S mix(S before, S computed) const {
+    if (masked) return all ? before : computed;
+    return rate * before + (S(1) - rate) * computed;
+  }
+  // Of the gradient of the new state, the part of the old one and that of the one that was computed.
+  CUSTOMLSTM_DEVICE S to_before(S gradient) const {
+    if (masked) return all ? gradient : S(0);
+    return rate * gradient;
+  }
+  CUSTOMLSTM_DEVICE S to_computed(S gradient) const {
+    if (masked) return all ? S(0) : gradient;
+    return (S(1) - rate) * gradient;
+  }
+};
 
 }  // namespace cuda
 }  // namespace customlstm

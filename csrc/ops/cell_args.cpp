@@ -9,7 +9,7 @@ namespace customlstm {
 namespace {
 
 constexpr size_t kHeader = 4;   // kind, alpha, beta, number of knots
-constexpr size_t kOptions = 4;  // peephole, coupled gates, gate clip, cell clip; none of them where there are no more numbers
+constexpr size_t kOptions = 4;  // peephole, coupled gates, gate clip, cell clip; all off where nothing follows
 
 const char* const kRoles[3] = {"gate_activation", "cell_activation", "output_activation"};
 

@@ -164,6 +164,10 @@ def test_inference_in_pieces(host: Any, limit: int, monkeypatch: pytest.MonkeyPa
         Case(7, 5, 3, 9, bidirectional=True),
         Case(7, 5, 3, 9, layout="lengths"),
         Case(7, 5, 3, 9, dtype=torch.bfloat16),
+        Case(7, 5, 3, 9, dropout=0.4, zoneout="both masks", resets="some"),
+        Case(7, 5, 3, 9, 5, dropout=0.4, zoneout="both masks"),
+        Case(7, 5, 3, 9, zoneout="both rates"),
+        Case(7, 5, 3, 9, 5, zoneout="h rates"),
     ):
         for save in (0, 1, 2):
             whole = run_layer(host, make_call(case), save)

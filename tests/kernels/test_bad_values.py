@@ -21,6 +21,8 @@ from support_ops import (
 )
 from torch import Tensor
 
+from customlstm import Cell
+
 PER_SEQUENCE = ("output", "h_n", "c_n", "c_all", "gradient of input", "gradient of h_0", "gradient of c_0")
 
 
@@ -60,6 +62,33 @@ def test_a_mask_stops_bad_values(value: float) -> None:
     actual, clean = run_layer(call.replace(h_0=bad)), run_layer(call)
     assert_same_bits(actual, clean)
     assert_close(run_reference(call.replace(h_0=bad)), clean)
+
+
+@pytest.mark.parametrize("zoneout", ["none", "both rates"])
+@pytest.mark.parametrize(("hidden", "projection"), [(5, 0), (7, 3), (5, 4), (17, 0)])
+def test_what_grows_beyond_the_last_unit_reaches_nothing(hidden: int, projection: int, zoneout: str) -> None:
+    """Vectors go on beyond the last unit. There the weights and biases are zero, and a forget gate of 2
+    doubles the cell state at every step; of bfloat16 that is the other half of the last pair.
+    """
+    call = make_call(Case(400, 2, 3, hidden, projection, zoneout=zoneout, gain=0.1, dtype=torch.bfloat16))
+    cell = Cell(("affine", {"alpha": 1.0, "beta": 2.0}), "softplus", "identity")
+    weights = [w * 0 - 0.95 if w.shape == (4 * hidden,) else w for w in call.weights]
+    name, cell_args = cell.encode()
+    call = call.replace(weights=weights, cell=name, cell_args=cell_args)
+    actual, expected = ops.lstm_layer(*call.arguments(), 0), ops.lstm_layer_reference(*call.arguments(), 0)
+    for found, reference in zip(actual[:3], expected[:3], strict=True):
+        assert reference.isfinite().all() and found.isfinite().all()
+
+
+@pytest.mark.parametrize("zoneout", ["both masks", "both rates"])
+def test_bad_values_meet_zoneout(zoneout: str) -> None:
+    call = make_call(Case(6, 3, 5, 17, 4, bidirectional=True, zoneout=zoneout))
+    bad = call.input.clone()
+    bad[3, 1, 2] = torch.nan
+    call = call.replace(input=bad)
+    if zoneout == "both rates":
+        call = call.replace(zoneout_h_rate=1.0, zoneout_c_rate=1.0)
+    assert_close(run_layer(call), run_reference(call))
 
 
 @pytest.mark.parametrize("where", ["h_0", "c_0"])

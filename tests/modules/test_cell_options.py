@@ -81,7 +81,9 @@ def test_all_weights_and_repr() -> None:
 @pytest.mark.parametrize("module", [customlstm.LSTM, customlstm.LSTMCell])
 def test_a_cell_with_other_parameters_cannot_be_assigned(module: type) -> None:
     plain, peepholes = module(INPUT, HIDDEN), module(INPUT, HIDDEN, cell=CELLS[0])
-    with pytest.raises(ValueError, match=r"has the parameters \['peephole_i', .*made for \[\].*strict=False"):
+    with pytest.raises(
+        ValueError, match=r"has the parameters \['peephole_i', .*made for \[\].*to_customlstm"
+    ):
         plain.cell = CELLS[0]
     with pytest.raises(ValueError, match=r"has the parameters \[\], this module was made for"):
         peepholes.cell = None
@@ -155,6 +157,10 @@ def test_converted_peepholes_begin_at_zero() -> None:
             assert value.requires_grad and not value.any()
     assert not ours.weight_hh_l0.requires_grad
     assert_near(ours(random_input())[0], theirs(random_input())[0], "output")
+    with pytest.raises(
+        ValueError, match=r"the parameters peephole_f, .*for which cell=Cell\(\) has no place"
+    ):
+        convert.to_customlstm(make(CELLS[0]), cell=Cell())
     again = convert.to_customlstm(make(CELLS[0]))
     assert torch.equal(again.peephole_o_l0, make(CELLS[0]).peephole_o_l0)
 
@@ -386,12 +392,18 @@ def test_weight_dropout_of_every_layer_and_direction() -> None:
 
 
 def test_share_of_dropped_weights() -> None:
-    lstm = customlstm.LSTM(1, 200, weight_dropout=0.3)
+    """With gates of 1 and h_0 one unit at a time, h_n is a column of what is left of W_hh."""
+    one = ("affine", {"alpha": 0.0, "beta": 1.0})
+    lstm = customlstm.LSTM(1, 64, bias=False, weight_dropout=0.3, cell=Cell(one, "identity", "identity"))
+    with torch.no_grad():
+        lstm.weight_ih_l0.zero_()
+        lstm.weight_hh_l0.fill_(1.0)
     torch.manual_seed(0)
-    mask = expected_mask(lstm, 0)
-    share = (mask == 0).double().mean().item()
-    assert abs(share - 0.3) < 5 * (0.3 * 0.7 / mask.numel()) ** 0.5
-    assert mask.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
+    h = torch.eye(64).unsqueeze(0)
+    left = lstm(torch.zeros(1, 64, 1), (h, torch.zeros(1, 64, 64)))[0][0]
+    share = (left == 0).double().mean().item()
+    assert abs(share - 0.3) < 5 * (0.3 * 0.7 / left.numel()) ** 0.5
+    assert left.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
 
 
 # --- dropout of the hidden state ---
@@ -543,7 +555,7 @@ def test_dropout_elsewhere(name: str) -> None:
     for function in (convert.to_torch, convert.to_compat):
         with pytest.raises(ValueError, match=rf"{name}=0.5, which .* has not; set module.{name} = 0"):
             function(lstm)
-    with pytest.raises(ValueError, match=r"call lstm.eval\(\) before streaming"):
+    with pytest.raises(ValueError, match=rf"lstm has {name}=0.5 and is in training mode: call lstm.eval\(\)"):
         customlstm.Stream(lstm)(torch.randn(4, INPUT))
     assert customlstm.Stream(lstm.eval())(torch.randn(4, INPUT)).shape == (4, HIDDEN)
 
@@ -573,12 +585,7 @@ def zoneout_loop(
 def test_zoneout_against_a_loop(training: bool, rates: tuple[float, float], backend: str) -> None:
     lstm, x = make(None, backend, zoneout=rates).train(training), random_input()
     torch.manual_seed(9)
-    masks = [
-        torch.empty(T, B, HIDDEN, dtype=torch.bool).bernoulli_(rate)
-        if rate
-        else torch.zeros(T, B, HIDDEN).bool()
-        for rate in rates
-    ]
+    masks = [torch.rand(T, B, HIDDEN) < rate if rate else torch.zeros(T, B, HIDDEN).bool() for rate in rates]
 
     def mix(state: int, t: int, old: Tensor, new: Tensor) -> Tensor:
         if training:
@@ -597,14 +604,33 @@ def test_zoneout_against_a_loop(training: bool, rates: tuple[float, float], back
 @backends
 @shapes
 def test_zoneout_is_the_operator_with_these_masks(options: dict, backend: str) -> None:
-    lstm, x = make(CELLS[3], backend, zoneout=0.25, recurrent_dropout=0.5, **options), random_input()
+    """Drawn layer by layer, of h and then of c, for every step."""
+    lstm, x = make(CELLS[3], backend, zoneout=(0.25, 0.5), **options), random_input().requires_grad_()
+    state, directions = lstm.proj_size or HIDDEN, 2 if lstm.bidirectional else 1
     lengths = torch.tensor([3, 4, 0, 2, 1, 4] if lstm.batch_first else [4, 6, 0, 3])
+    expected = x.transpose(0, 1) if lstm.batch_first else x
+    weights, last = lstm._weight_list(), []
+    per_layer = len(weights) // lstm.num_layers
     torch.manual_seed(1)
-    one = [lstm(x, lengths=lengths)[0]]
+    for k in range(lstm.num_layers):
+        masks = [
+            torch.rand(*expected.shape[:2], directions * size) < rate
+            for size, rate in ((state, 0.25), (HIDDEN, 0.5))
+        ]
+        expected, h, c, *_ = torch.ops.customlstm.lstm_layer_reference(
+            expected, None, None, weights[k * per_layer : (k + 1) * per_layer], None, lengths, None, None,
+            *masks, *lstm.cell.encode(), lstm.bias, state != HIDDEN, lstm.bidirectional, 1.0, 0.0, 0.0, 2,
+        )  # fmt: skip
+        last.append((h, c))
+    expected = expected.transpose(0, 1) if lstm.batch_first else expected
+    h, c = (torch.cat(states) for states in zip(*last, strict=True))
     torch.manual_seed(1)
-    with customlstm.use_backend("reference"):
-        one.append(lstm(x, lengths=lengths)[0])
-    assert_near(one[0], one[1], "output")
+    output, (h_n, c_n) = lstm(x, lengths=lengths)
+    assert_all_near([output, h_n, c_n], [expected, h, c], ["output", "h_n", "c_n"])
+    gradients, expected_gradients = (
+        torch.autograd.grad(weighted_sum([y, b]), [x, *weights]) for y, b in ((output, c_n), (expected, c))
+    )
+    assert_all_near(gradients, expected_gradients, ["input", *lstm.state_dict()])
 
 
 @backends
@@ -658,3 +684,44 @@ def test_stream_with_zoneout_runs_the_layer() -> None:
     with torch.no_grad():
         assert torch.equal(torch.cat([stream(piece) for piece in x.split([1, 3, 2])]), lstm(x)[0])
     assert stream.nbytes == 0
+
+
+def test_stream_notices_zoneout() -> None:
+    lstm, x = customlstm.LSTM(INPUT, HIDDEN).eval(), torch.randn(6, INPUT)
+    stream = customlstm.Stream(lstm)
+    for rate in (0.0, 0.5, 0.25, 0.0):
+        lstm.zoneout = rate
+        stream.reset()
+        with torch.no_grad():
+            assert torch.equal(torch.cat([stream(piece) for piece in x.split([2, 4])]), lstm(x)[0])
+
+
+@pytest.mark.parametrize("name", ["recurrent_dropout", "zoneout", "weight_dropout"])
+def test_masks_under_vmap(name: str) -> None:
+    lstm, x = make(None, "auto", **{name: 0.5}), torch.stack([random_input()] * 3)
+    found = torch.func.vmap(lambda x: lstm(x)[0], randomness="different")(x)
+    assert found.shape == (3, T, B, HIDDEN) and not torch.equal(found[0], found[1])
+    same = torch.func.vmap(lambda x: lstm(x)[0], randomness="same")(x)
+    assert torch.equal(same[0], same[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_masks_do_not_depend_on_the_default_dtype(dtype: torch.dtype) -> None:
+    lstm, x = make(None, recurrent_dropout=0.3, zoneout=0.3), random_input()
+    torch.manual_seed(0)
+    expected = lstm(x)[0]
+    torch.set_default_dtype(dtype)
+    try:
+        torch.manual_seed(0)
+        assert torch.equal(lstm(x)[0], expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@backends
+def test_clips_wider_than_the_dtype(backend: str) -> None:
+    lstm = customlstm.LSTM(INPUT, HIDDEN, cell=Cell(gate_clip=1e300, cell_clip=1e300), backend=backend)
+    plain = customlstm.LSTM(INPUT, HIDDEN, backend=backend)
+    plain.load_state_dict(lstm.state_dict())
+    x = random_input().float()
+    torch.testing.assert_close(lstm(x)[0], plain(x)[0])
