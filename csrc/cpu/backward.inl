@@ -44,7 +44,7 @@ struct BackwardCells {
            ((g.step_row[from] + column) * g.directions + job.direction) * g.hidden_size;
   }
 
-  template <int R>
+  template <int R, bool kChanged>
   static CUSTOMLSTM_NOINLINE void cell_rows(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t,
                                             int64_t i, int64_t unit, int lanes, const S* grad_output) {
     const Geometry& g = p.g;
@@ -54,10 +54,11 @@ struct BackwardCells {
     // What the next step reads lies in as many places as it has rows and gates, too many for the processor to foresee.
     const int64_t next_t = job.direction == 0 ? (t > 0 ? t - 1 : t) : (t + 1 < job.steps ? t + 1 : t);
     const int64_t ahead = (g.step_row[next_t] - g.step_row[t]) * g.directions * g.hidden_size;
+    const bool mixes_cells = kChanged && is_on(g.zoneout_c);
+    const int64_t values = Cell::kSaved + (mixes_cells ? 1 : 0);
     for (int r = 0; r < R; ++r) {
       const int64_t column = job.columns[i + r];
       const int64_t at = (g.step_row[t] + column) * g.directions + job.direction;
-      const int64_t values = saved_values<Cell>(g);
       const S* gates = static_cast<const S*>(p.gates) + at * values * g.hidden_size + unit;
       for (int k = 0; k < Cell::kSaved; ++k) __builtin_prefetch(gates + ahead * values + k * g.hidden_size, 0, 2);
       __builtin_prefetch(static_cast<const S*>(p.c_all) + at * g.hidden_size + unit + 2 * ahead, 0, 2);
@@ -76,11 +77,11 @@ struct BackwardCells {
         const S* d = static_cast<const S*>(p.grad_c_all) + at * g.hidden_size + unit;
         dc.row[r] = dc.row[r] + load_as<S>(d, lanes);
       }
-      if (is_on(g.zoneout_c)) {
+      if (mixes_cells) {
         c.row[r] = load_as<S>(gates + Cell::kSaved * g.hidden_size, lanes);   // the cell's own
         split(g.zoneout_c, dc.row[r], at * g.hidden_size + unit, lanes, dc_before.row[r], dc.row[r]);
       }
-      if (is_on(g.zoneout_h) && !g.projection) {
+      if (kChanged && is_on(g.zoneout_h) && !g.projection) {
         Vec<S> before;
         split(g.zoneout_h, dh.row[r], at * g.hidden_size + unit, lanes, before, dh.row[r]);
         before.store(w.row(w.carried, w.h_stride, g, job, i + r) + unit);
@@ -92,7 +93,7 @@ struct BackwardCells {
     Cell::backward(*static_cast<const CellParams<S>*>(p.cell_params), saved, parameters, c_prev, c, dh, dc, da,
                    d_parameters);
     for (int r = 0; r < R; ++r) {
-      if (is_on(g.zoneout_c)) dc.row[r] = dc.row[r] + dc_before.row[r];
+      if (mixes_cells) dc.row[r] = dc.row[r] + dc_before.row[r];
       dc.row[r].store(w.row(w.dc, w.c_stride, g, job, i + r) + unit);
       S* to = gate_row(p, w, job, t, job.columns[i + r]);
       for (int k = 0; k < Cell::kGates; ++k) Operand::store_part(da[k].row[r], to, k * g.hidden_size + unit, lanes);
@@ -385,11 +386,15 @@ struct Backward {
     for (int64_t i = 0; i < active; i += kCellRows) {
       for (int64_t unit = units.begin * kWidth; unit < end; unit += kLanes) {
         const int lanes = int(min64(kLanes, end - unit));
+#define CUSTOMLSTM_CALL(R, CHANGED) \
+  Cells::template cell_rows<R, CHANGED>(p, w, job, t, i, unit, lanes, direct_grad_output(p))
+        const bool changed = changes_states(p.g);
         if (active - i >= kCellRows) {
-          Cells::template cell_rows<kCellRows>(p, w, job, t, i, unit, lanes, direct_grad_output(p));
+          changed ? CUSTOMLSTM_CALL(kCellRows, true) : CUSTOMLSTM_CALL(kCellRows, false);
         } else {
-          Cells::template cell_rows<1>(p, w, job, t, i, unit, lanes, direct_grad_output(p));
+          changed ? CUSTOMLSTM_CALL(1, true) : CUSTOMLSTM_CALL(1, false);
         }
+#undef CUSTOMLSTM_CALL
       }
     }
   }

@@ -68,11 +68,11 @@ struct ForwardTiles {
     alignas(64) S gates[R * kWidth];
     Products<R>::template multiply<kSumBlock>(rows, 1, panel, depth, {nullptr, 0, gates_x, kWidth}, gates, kWidth);
     const CellStep step = {t, parity, unit, output};
-    int r = 0;
-    for (; r + kCellRows <= R; r += kCellRows) {
-      cell_rows<kCellRows>(p, w, job, step, i + r, gates + r * kWidth);
+    if (changes_states(p.g)) {
+      all_cell_rows<R, true>(p, w, job, step, i, gates);
+    } else {
+      all_cell_rows<R, false>(p, w, job, step, i, gates);
     }
-    if (r < R) cell_rows<1>(p, w, job, step, i + r, gates + r * kWidth);
   }
 
   struct CellStep {
@@ -81,7 +81,17 @@ struct ForwardTiles {
   };
   static constexpr int kCellRows = 2;   // rows through the cell at a time: more would spill
 
-  template <int R>
+  template <int R, bool kChanged>
+  static CUSTOMLSTM_INLINE void all_cell_rows(const ForwardParams& p, const Workspace& w, const Job& job,
+                                              const CellStep& step, int64_t i, const S* gates) {
+    int r = 0;
+    for (; r + kCellRows <= R; r += kCellRows) {
+      cell_rows<kCellRows, kChanged>(p, w, job, step, i + r, gates + r * kWidth);
+    }
+    if (r < R) cell_rows<1, kChanged>(p, w, job, step, i + r, gates + r * kWidth);
+  }
+
+  template <int R, bool kChanged>
   static CUSTOMLSTM_NOINLINE void cell_rows(const ForwardParams& p, const Workspace& w, const Job& job,
                                             const CellStep& step, int64_t i, const S* gates) {
     const Geometry& g = p.g;
@@ -95,48 +105,55 @@ struct ForwardTiles {
     Cell::forward(*static_cast<const CellParams<S>*>(p.cell_params), a, parameters, c, h, saved);
 
     const int lanes = int(min64(kLanes, g.hidden_size - unit));
+    const bool mixes_cells = kChanged && is_on(g.zoneout_c);
+    const int64_t values = (Cell::kSaved + (mixes_cells ? 1 : 0)) * g.hidden_size;
     for (int r = 0; r < R; ++r) {
       const int64_t row = g.step_row[step.t] + job.columns[i + r];
-      const int64_t state = (row * g.directions + job.direction) * g.hidden_size + unit;
+      const int64_t place = row * g.directions + job.direction, state = place * g.hidden_size + unit;
       const Vec<S> computed = c.row[r];
-      if (is_on(g.zoneout_c)) c.row[r] = mix(g.zoneout_c, c_before.row[r], computed, state, lanes);
+      if (mixes_cells) c.row[r] = mix(g.zoneout_c, c_before.row[r], computed, state, lanes);
       c.row[r].store(w.c_row(g, job, i + r) + unit);
       if (g.projection) {
-        Operand::store(keep_first(h.row[r], lanes), w.projecting_row(g, job, i + r), unit);
+        Operand::store(within(h.row[r], lanes), w.projecting_row(g, job, i + r), unit);
       } else {
-        const Vec<S> h_t = new_state(g, w, job, step.t, 1 - step.parity, i + r, unit, lanes, h.row[r]);
+        const Vec<S> h_t = new_state<kChanged>(g, w, job, step.t, 1 - step.parity, i + r, unit, lanes, h.row[r]);
         if (step.output) {
-          store_as(h_t, step.output + (row * g.directions + job.direction) * g.output_size + unit, lanes);
+          store_as(h_t, step.output + place * g.output_size + unit, lanes);
         }
       }
       if (p.c_all) store_as(c.row[r], static_cast<S*>(p.c_all) + state, lanes);
       if (p.hidden) store_as(h.row[r], static_cast<S*>(p.hidden) + state, lanes);
       if (p.gates) {
-        const int64_t values = saved_values<Cell>(g) * g.hidden_size;
-        S* to = static_cast<S*>(p.gates) + (row * g.directions + job.direction) * values + unit;
+        S* to = static_cast<S*>(p.gates) + place * values + unit;
         const int64_t ahead = (job.direction == 0 ? g.batch : -g.batch) * g.directions * values;
         for (int k = 0; k < Cell::kSaved; ++k) __builtin_prefetch(to + ahead + k * g.hidden_size, 1, 2);
         for (int k = 0; k < Cell::kSaved; ++k) store_as(saved[k].row[r], to + k * g.hidden_size, lanes);
-        if (is_on(g.zoneout_c)) store_as(computed, to + Cell::kSaved * g.hidden_size, lanes);
+        if (mixes_cells) store_as(computed, to + Cell::kSaved * g.hidden_size, lanes);
       }
     }
   }
 
-  // h_t of one row from what the cell computed: mixed with h_{t-1}, and stored with what W_hh is multiplied by. Lanes
-  // beyond the last unit are computed from nothing but zeros, and may be infinite all the same: where a pair of values is
-  // one element of a product, the last one's other half would make it NaN.
+  // Lanes beyond the last unit are computed from nothing but zeros, and may be infinite all the same: where a pair of
+  // values is one element of a product, the last one's other half would make it NaN.
+  static CUSTOMLSTM_INLINE Vec<S> within(const Vec<S>& h, int lanes) {
+    if constexpr (Operand::kRows == 1) return h;
+    return keep_first(h, lanes);
+  }
+
+  // h_t of one row from what the cell computed: mixed with h_{t-1}, and stored with what W_hh is multiplied by.
+  template <bool kChanged>
   static CUSTOMLSTM_INLINE Vec<S> new_state(const Geometry& g, const Workspace& w, const Job& job, int64_t t,
                                             int64_t parity, int64_t i, int64_t unit, int lanes, Vec<S> h) {
-    if (is_on(g.zoneout_h)) {
+    if (kChanged && is_on(g.zoneout_h)) {
       const int64_t row = g.step_row[t] + job.columns[i];
       const int64_t at = (row * g.directions + job.direction) * g.output_size + unit;
       S* held = w.held_row(g, job, i) + unit;
       h = mix(g.zoneout_h, Vec<S>::load(held), h, at, lanes);
       h.store(held);
     }
-    h = keep_first(h, lanes);
+    h = within(h, lanes);
     Operand::store(h, w.unmasked_row(g, job, parity, i), unit);
-    if (g.recurrent_mask) {
+    if (kChanged && g.recurrent_mask) {
       Operand::store(masked(h, Vec<S>::load(w.factor_row(g, job, i) + unit)), w.h_row(g, job, parity, i), unit);
     }
     return h;
@@ -159,7 +176,7 @@ struct ForwardTiles {
         const int64_t unit = first + v * kLanes;
         const int lanes = int(max64(0, min64(kLanes, g.output_size - unit)));
         const Vec<S> part = Vec<S>::load(h + r * kWidth + v * kLanes);
-        const Vec<S> h_t = new_state(g, w, job, t, 1 - parity, i + r, unit, lanes, part);
+        const Vec<S> h_t = new_state<true>(g, w, job, t, 1 - parity, i + r, unit, lanes, part);
         if (!output || lanes == 0) continue;
         store_as(h_t, output + (row * g.directions + job.direction) * g.output_size + unit, lanes);
       }

@@ -1,12 +1,11 @@
-// Zoneout (Krueger et al. 2016): a state is mixed with what it was. A mask selects rather than multiplies, so that a NaN
-// or infinity goes no further than the side it is on.
+// Zoneout (Krueger et al. 2016): a state is mixed with what it was. A mask selects rather than multiplies, so that a
+// NaN or infinity goes no further than the side it is on.
 
 CUSTOMLSTM_INLINE bool is_on(const Zoneout& z) { return z.mask || z.rate > 0; }
 
-// Values saved a unit: where cell states are mixed, the cell's own follows what the cell saves.
-template <class Cell>
-CUSTOMLSTM_INLINE int64_t saved_values(const Geometry& g) {
-  return Cell::kSaved + (is_on(g.zoneout_c) ? 1 : 0);
+// Whether anything comes between what the cell computes and the next step. A call without it pays nothing for it.
+CUSTOMLSTM_INLINE bool changes_states(const Geometry& g) {
+  return g.recurrent_mask || is_on(g.zoneout_h) || is_on(g.zoneout_c);
 }
 
 // `lanes` flags as 0 and 1; the other lanes are 0.
