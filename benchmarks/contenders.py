@@ -123,6 +123,7 @@ def whole(
 
     def build() -> Run:
         module, x = make(setting, device, **options), make_input(setting, mode, device)
+        module.train(mode != "inference")
         return MODES[mode](module, lambda: module(x)[0], x)
 
     return build
@@ -165,7 +166,7 @@ def cells(setting: Setting, mode: str, device: str) -> dict[str, Callable[[], Ru
 
 
 def options(setting: Setting, mode: str, device: str) -> dict[str, Callable[[], Run]]:
-    """Every option against the plain cell; masks are drawn anew at every call."""
+    """Every option against the plain cell; in training masks are drawn anew at every call."""
     found = {OURS: whole(setting, mode, device, same_weights, backend="fused")}
     for name in OPTIONS:
         found[name] = whole(setting, mode, device, same_weights, backend="fused", cell=name)
