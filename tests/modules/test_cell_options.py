@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 import customlstm
-from customlstm import Cell, compat, convert
+from customlstm import Cell, compat, convert, functional
 
 T, B, INPUT, HIDDEN = 6, 4, 3, 5
 CELLS = [
@@ -354,6 +354,35 @@ def test_all_but_the_peepholes_frozen(backend: str) -> None:
     assert torch.equal(lstm.peephole_o_l0.grad, expected[1])
 
 
+# --- masks ---
+
+
+def drawn(rate: float, *sizes: int) -> Tensor:
+    """The next mask that torch's generator gives: which numbers it takes is the package's own affair."""
+    return functional._drawn(list(sizes), rate, torch.empty(0))
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-5, 0.1, 0.5, 0.999, 1.0])
+def test_share_and_independence_of_masks(rate: float) -> None:
+    torch.manual_seed(0)
+    mask = drawn(rate, 7, 1001, 300).double()
+    deviation = (rate * (1 - rate) / mask.numel()) ** 0.5
+    assert abs(mask.mean().item() - rate) <= 5 * deviation
+    if not 0.05 < rate < 0.95:
+        return
+    assert (mask.mean((1, 2)) - rate).abs().max() < 6 * deviation * 7**0.5
+    assert (mask.mean((0, 1)) - rate).abs().max() < 6 * deviation * 300**0.5
+    flat = mask.flatten() - rate
+    for distance in (1, 2, 3, 4, 5, 8, 300):
+        correlation = (flat[distance:] * flat[:-distance]).mean().item() / (rate * (1 - rate))
+        assert abs(correlation) < 6 / flat.numel() ** 0.5
+
+
+@pytest.mark.parametrize("sizes", [(0,), (1,), (3, 0), (5,), (2, 3), (8,)], ids=str)
+def test_masks_of_any_size(sizes: tuple[int, ...]) -> None:
+    assert drawn(0.5, *sizes).shape == sizes and drawn(1.0, *sizes).all() and not drawn(0.0, *sizes).any()
+
+
 # --- dropout of recurrent weights ---
 
 
@@ -418,7 +447,7 @@ def test_recurrent_dropout_is_one_mask_a_sequence(options: dict, backend: str) -
     directions = 2 if lstm.bidirectional else 1
     torch.manual_seed(11)
     batch = T if lstm.batch_first else B
-    masks = [torch.rand(directions, batch, state) >= rate for _ in range(lstm.num_layers)]
+    masks = [~drawn(rate, directions, batch, state) for _ in range(lstm.num_layers)]
     torch.manual_seed(11)
     output, (h_n, c_n) = lstm(x)
     weights, expected = lstm._weight_list(), x.transpose(0, 1) if lstm.batch_first else x
@@ -449,7 +478,7 @@ def test_recurrent_dropout_against_a_loop_with_the_same_mask(backend: str) -> No
     step = nn.LSTMCell(INPUT, HIDDEN, dtype=torch.float64)
     step.load_state_dict({name.removesuffix("_l0"): value for name, value in lstm.state_dict().items()})
     torch.manual_seed(4)
-    mask = (torch.rand(1, B, HIDDEN) >= 0.3)[0].double() / 0.7
+    mask = ~drawn(0.3, 1, B, HIDDEN)[0] / torch.tensor(0.7, dtype=torch.float64)
     h = c = torch.zeros(B, HIDDEN, dtype=torch.float64)
     outputs = []
     for row in x:
@@ -585,7 +614,7 @@ def zoneout_loop(
 def test_zoneout_against_a_loop(training: bool, rates: tuple[float, float], backend: str) -> None:
     lstm, x = make(None, backend, zoneout=rates).train(training), random_input()
     torch.manual_seed(9)
-    masks = [torch.rand(T, B, HIDDEN) < rate if rate else torch.zeros(T, B, HIDDEN).bool() for rate in rates]
+    masks = [drawn(rate, T, B, HIDDEN) if rate else torch.zeros(T, B, HIDDEN).bool() for rate in rates]
 
     def mix(state: int, t: int, old: Tensor, new: Tensor) -> Tensor:
         if training:
@@ -614,7 +643,7 @@ def test_zoneout_is_the_operator_with_these_masks(options: dict, backend: str) -
     torch.manual_seed(1)
     for k in range(lstm.num_layers):
         masks = [
-            torch.rand(*expected.shape[:2], directions * size) < rate
+            drawn(rate, *expected.shape[:2], directions * size)
             for size, rate in ((state, 0.25), (HIDDEN, 0.5))
         ]
         expected, h, c, *_ = torch.ops.customlstm.lstm_layer_reference(
