@@ -1,105 +1,19 @@
 """``LSTM`` and ``LSTMCell``: parameters, options and calls of ``torch.nn``'s, with a cell of one's own."""
 
-import math
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import init
 from torch.nn.utils.rnn import PackedSequence
 
 from . import checks, functional
-from .cells import Cell, as_cell
-from .dispatch import check_backend
-from .piecewise import finite_number
+from .cells import Cell
+from .recurrent import Masked, Recurrent, parameter_shapes
 
 States = tuple[Tensor, Tensor]
 
 
-class _Recurrent(nn.Module):
-    """What both modules share: the cell, the backend, the initialisation."""
-
-    _forget_bias: float | None = None
-
-    def _set_options(self, cell: Cell | None, forget_bias: float | None, bias: bool, backend: str) -> None:
-        self.cell = cell  # the property
-        self.backend = check_backend(backend)
-        if forget_bias is None:
-            return
-        self._forget_bias = finite_number(forget_bias, "forget_bias")
-        for name, missing in [("bias=False", not bias), ("coupled_gates", self.cell.coupled_gates)]:
-            if missing:
-                raise ValueError(
-                    f"forget_bias={forget_bias} sets the bias of the forget gate, which has none with "
-                    f"{name}; leave it out"
-                )
-
-    @property
-    def cell(self) -> Cell:
-        """The :class:`customlstm.Cell` of every layer; assign another one, or None for the standard cell."""
-        return self._cell
-
-    @cell.setter
-    def cell(self, cell: Cell | None) -> None:
-        new = as_cell(cell)
-        own = getattr(self, "_cell", new).unit_parameters
-        if new.unit_parameters != own:
-            raise ValueError(
-                f"cell has the parameters {list(new.unit_parameters)}, this module was made for {list(own)}; "
-                f"customlstm.convert.to_customlstm(module, cell={new}) makes a new one, where new parameters "
-                "begin at 0"
-            )
-        self._cell = new
-        # What the operators take; encoded once, not at every call. The text is for _arguments.
-        self._cell_name, self._cell_args = self._cell.encode()
-        self._cell_text = " ".join(map(repr, self._cell_args))
-
-    def _arguments(self) -> list[float]:
-        """The operators' cell_args.
-
-        Dynamo gets them by way of a text: of every float in a list it makes a symbolic number and guards.
-        """
-        if not torch.jit.is_scripting():
-            if torch.compiler.is_compiling():
-                return _floats(self._cell_text)
-        return self._cell_args
-
-    def reset_parameters(self) -> None:
-        """Uniform in +-1/sqrt(hidden_size), drawn from torch's generator in the order of ``nn.LSTM``.
-
-        The cell's own parameters are drawn after all others; then the forget gate's bias is set, if asked
-        for.
-        """
-        bound = 1.0 / math.sqrt(self.hidden_size) if self.hidden_size > 0 else 0
-        # The cell's own parameters come last, so that they leave the numbers of the others as they are.
-        own: list[nn.Parameter] = []
-        for name, weight in self.named_parameters():
-            if any(parameter in name for parameter in self._cell.unit_parameters):
-                own.append(weight)
-            else:
-                init.uniform_(weight, -bound, bound)
-        for weight in own:
-            init.uniform_(weight, -bound, bound)
-        if self._forget_bias is None:
-            return
-        # b_ih + b_hh is what counts: all of it in b_ih.
-        rows = slice(self.hidden_size, 2 * self.hidden_size)
-        with torch.no_grad():
-            for name, weight in self.named_parameters():
-                if "bias_ih" in name or "bias_hh" in name:
-                    weight[rows] = self._forget_bias if "bias_ih" in name else 0.0
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        from .scripting import prepare  # imports this module
-
-        return prepare(self)
-
-    def _options_repr(self) -> str:
-        text = "" if self.cell.is_standard else f", cell={self.cell}"
-        return text if self.backend == "auto" else f"{text}, backend={self.backend!r}"
-
-
-class LSTM(_Recurrent):
+class LSTM(Masked, Recurrent):
     r"""``torch.nn.LSTM`` whose cell can be changed, on a fused kernel.
 
     Constructor, call, parameter names and shapes, initialisation and ``state_dict`` are those of
@@ -203,7 +117,7 @@ class LSTM(_Recurrent):
         for layer in range(num_layers):
             for suffix in ("", "_reverse") if bidirectional else ("",):
                 features = input_size if layer == 0 else state * (2 if bidirectional else 1)
-                shapes = _shapes(features, hidden_size, bias, proj_size, self.cell)
+                shapes = parameter_shapes(features, hidden_size, bias, proj_size, self.cell)
                 names = [f"{name}_l{layer}{suffix}" for name in shapes]
                 for name, shape in zip(names, shapes.values(), strict=True):
                     setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
@@ -365,62 +279,6 @@ class LSTM(_Recurrent):
         # Read only where it counts: a float attribute that Dynamo sees costs it a second pass.
         return self.dropout if self.training and self.num_layers > 1 else 0.0
 
-    @property
-    def recurrent_dropout(self) -> float:
-        """Rate of dropout on h_{t-1}; assign another one at any time."""
-        return self._rates[0]
-
-    @recurrent_dropout.setter
-    def recurrent_dropout(self, rate: float) -> None:
-        self._set_rate(0, "recurrent_dropout", rate)
-
-    @property
-    def weight_dropout(self) -> float:
-        """Rate of dropout on the recurrent weights; assign another one at any time."""
-        return self._rates[1]
-
-    @weight_dropout.setter
-    def weight_dropout(self, rate: float) -> None:
-        self._set_rate(1, "weight_dropout", rate)
-
-    @property
-    def zoneout(self) -> tuple[float, float]:
-        """Rates of zoneout on h and on c; assign a pair or one number for both at any time."""
-        return self._rates[2], self._rates[3]
-
-    @zoneout.setter
-    def zoneout(self, rates: float | tuple[float, float]) -> None:
-        if not isinstance(rates, (tuple, list)):
-            rates = (rates, rates)
-        elif len(rates) != 2:
-            raise ValueError(f"zoneout must be one rate, or two for h and c, got {rates!r}")
-        for rate in rates:
-            checks.check_rate("zoneout", rate)
-        for index, rate in enumerate(rates):
-            self._set_rate(2 + index, "zoneout", rate)
-
-    def _set_rate(self, index: int, name: str, rate: float) -> None:
-        checks.check_rate(name, rate)
-        rates = list(getattr(self, "_rates", [0.0] * 4))
-        rates[index] = float(rate)
-        self._rates = rates
-        self._rates_text = " ".join(map(repr, rates))  # as _cell_text
-
-    def _rate(self, index: int) -> float:
-        if not torch.jit.is_scripting():
-            if torch.compiler.is_compiling():
-                return _floats(self._rates_text)[index]
-        return self._rates[index]
-
-    def _recurrent_dropout(self) -> float:
-        return self._rate(0) if self.training else 0.0
-
-    def _weight_dropout(self) -> float:
-        return self._rate(1) if self.training else 0.0
-
-    def _zoneout(self, state: int) -> float:
-        return self._rate(2 + state)
-
     def _weight_list(self) -> list[Tensor]:
         """The weights in the order of the operators.
 
@@ -467,7 +325,7 @@ _CELL_WEIGHTS = (
 )  # fmt: skip
 
 
-class LSTMCell(_Recurrent):
+class LSTMCell(Recurrent):
     r"""``torch.nn.LSTMCell`` whose cell can be changed: one step, for loops and streaming.
 
     Args:
@@ -511,7 +369,7 @@ class LSTMCell(_Recurrent):
         self.bias = bool(bias)
         self.proj_size = proj_size
         self._set_options(cell, forget_bias, self.bias, backend)
-        shapes = _shapes(input_size, hidden_size, self.bias, proj_size, self.cell)
+        shapes = parameter_shapes(input_size, hidden_size, self.bias, proj_size, self.cell)
         for name in _CELL_WEIGHTS:
             shape = shapes.get(name)
             weight = None if shape is None else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -560,26 +418,6 @@ class LSTMCell(_Recurrent):
         if self.bias is not True:
             s += ", bias={bias}"
         return s.format(**self.__dict__) + self._options_repr()
-
-
-@torch.compiler.assume_constant_result
-def _floats(text: str) -> list[float]:
-    return [float(number) for number in text.split(" ")]
-
-
-def _shapes(
-    input_size: int, hidden_size: int, bias: bool, proj_size: int, cell: Cell
-) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of one direction's parameters, in the order of ``nn.LSTM`` and of the operators."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "weight_ih": (4 * hidden_size, input_size),
-        "weight_hh": (4 * hidden_size, proj_size or hidden_size),
-    }
-    if bias:
-        shapes |= {"bias_ih": (4 * hidden_size,), "bias_hh": (4 * hidden_size,)}
-    if proj_size:
-        shapes |= {"weight_hr": (proj_size, hidden_size)}
-    return shapes | {name: (hidden_size,) for name in cell.unit_parameters}
 
 
 def _reorder(tensor: Tensor, indices: Tensor | None) -> Tensor:
