@@ -7,34 +7,20 @@ import pickle
 import pytest
 import torch
 from support import BACKENDS, assert_all_near, assert_near, weighted_sum
+from support_options import HIDDEN, INPUT, B, T, backends, make, random_input, shapes
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import customlstm
 from customlstm import Cell, compat, convert
 
-T, B, INPUT, HIDDEN = 6, 4, 3, 5
 CELLS = [
     Cell(peephole=True),
     Cell(peephole=True, coupled_gates=True, gate_clip=0.4),
     Cell("hard_sigmoid", "softsign", coupled_gates=True, cell_clip=0.3),
     Cell(peephole=True, gate_clip=0.5, cell_clip=0.2),
 ]
-SHAPES = [{}, {"num_layers": 2, "bidirectional": True, "proj_size": 2}, {"bias": False, "batch_first": True}]
-
-backends = pytest.mark.parametrize("backend", BACKENDS)
 cells = pytest.mark.parametrize("cell", CELLS, ids=str)
-shapes = pytest.mark.parametrize("options", SHAPES, ids=["simple", "deep both ways", "batch first"])
-
-
-def make(cell: Cell | None, backend: str = "auto", **options: object) -> customlstm.LSTM:
-    torch.manual_seed(3)
-    return customlstm.LSTM(INPUT, HIDDEN, cell=cell, dtype=torch.float64, backend=backend, **options)
-
-
-def random_input() -> Tensor:
-    generator = torch.Generator().manual_seed(4)
-    return torch.randn(T, B, INPUT, dtype=torch.float64, generator=generator)
 
 
 # --- parameters ---

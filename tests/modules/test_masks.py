@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support import BACKENDS, assert_all_near, assert_near, weighted_sum
+from support import assert_all_near, assert_near, weighted_sum
+from support_options import HIDDEN, INPUT, B, T, backends, layer_by_layer, make, random_input, shapes
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
@@ -12,23 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import customlstm
 from customlstm import Cell, convert, functional
 
-T, B, INPUT, HIDDEN = 6, 4, 3, 5
 PEEPHOLE, CLIPPED = Cell(peephole=True), Cell(peephole=True, gate_clip=0.5, cell_clip=0.2)
-SHAPES = [{}, {"num_layers": 2, "bidirectional": True, "proj_size": 2}, {"bias": False, "batch_first": True}]
-
-backends = pytest.mark.parametrize("backend", BACKENDS)
-shapes = pytest.mark.parametrize("options", SHAPES, ids=["simple", "deep both ways", "batch first"])
-
-
-def make(cell: Cell | None, backend: str = "auto", **options: object) -> customlstm.LSTM:
-    torch.manual_seed(3)
-    return customlstm.LSTM(INPUT, HIDDEN, cell=cell, dtype=torch.float64, backend=backend, **options)
-
-
-def random_input() -> Tensor:
-    generator = torch.Generator().manual_seed(4)
-    return torch.randn(T, B, INPUT, dtype=torch.float64, generator=generator)
-
 
 # --- masks ---
 
@@ -119,24 +104,15 @@ def test_share_of_dropped_weights() -> None:
 def test_recurrent_dropout_is_one_mask_a_sequence(options: dict, backend: str) -> None:
     """What comes out is the operator with these masks: drawn layer by layer, the same at every step."""
     rate, lstm = 0.4, make(PEEPHOLE, backend, recurrent_dropout=0.4, **options)
-    x, state = random_input().requires_grad_(), lstm.proj_size or HIDDEN
-    directions = 2 if lstm.bidirectional else 1
+    x, weights = random_input().requires_grad_(), lstm._weight_list()
+
+    def masks(_: int, batch: int, directions: int, state: int) -> list[Tensor | None]:
+        return [~drawn(rate, directions, batch, state), None, None]
+
     torch.manual_seed(11)
-    batch = T if lstm.batch_first else B
-    masks = [~drawn(rate, directions, batch, state) for _ in range(lstm.num_layers)]
+    expected, h, c = layer_by_layer(lstm, x, masks, scale=1 / (1 - rate))
     torch.manual_seed(11)
     output, (h_n, c_n) = lstm(x)
-    weights, expected = lstm._weight_list(), x.transpose(0, 1) if lstm.batch_first else x
-    per_layer, last = len(weights) // lstm.num_layers, []
-    for k, mask in enumerate(masks):
-        expected, h, c, *_ = torch.ops.customlstm.lstm_layer_reference(
-            expected, None, None, weights[k * per_layer : (k + 1) * per_layer], None, None, None, mask, None,
-            None, *lstm.cell.encode(), lstm.bias, state != HIDDEN, lstm.bidirectional, 1 / (1 - rate), 0.0,
-            0.0, 2,
-        )  # fmt: skip
-        last.append((h, c))
-    expected = expected.transpose(0, 1) if lstm.batch_first else expected
-    h, c = (torch.cat(states) for states in zip(*last, strict=True))
     assert_all_near([output, h_n, c_n], [expected, h, c], ["output", "h_n", "c_n"])
     gradients, expected_gradients = (
         torch.autograd.grad(weighted_sum([y]), [x, *weights]) for y in (output, expected)
@@ -311,24 +287,15 @@ def test_zoneout_against_a_loop(training: bool, rates: tuple[float, float], back
 def test_zoneout_is_the_operator_with_these_masks(options: dict, backend: str) -> None:
     """Drawn layer by layer, of h and then of c, for every step."""
     lstm, x = make(CLIPPED, backend, zoneout=(0.25, 0.5), **options), random_input().requires_grad_()
-    state, directions = lstm.proj_size or HIDDEN, 2 if lstm.bidirectional else 1
+    weights = lstm._weight_list()
     lengths = torch.tensor([3, 4, 0, 2, 1, 4] if lstm.batch_first else [4, 6, 0, 3])
-    expected = x.transpose(0, 1) if lstm.batch_first else x
-    weights, last = lstm._weight_list(), []
-    per_layer = len(weights) // lstm.num_layers
+
+    def masks(steps: int, batch: int, directions: int, state: int) -> list[Tensor | None]:
+        zoneout = ((0.25, state), (0.5, HIDDEN))
+        return [None, *(drawn(rate, steps, batch, directions * size) for rate, size in zoneout)]
+
     torch.manual_seed(1)
-    for k in range(lstm.num_layers):
-        masks = [
-            drawn(rate, *expected.shape[:2], directions * size)
-            for size, rate in ((state, 0.25), (HIDDEN, 0.5))
-        ]
-        expected, h, c, *_ = torch.ops.customlstm.lstm_layer_reference(
-            expected, None, None, weights[k * per_layer : (k + 1) * per_layer], None, lengths, None, None,
-            *masks, *lstm.cell.encode(), lstm.bias, state != HIDDEN, lstm.bidirectional, 1.0, 0.0, 0.0, 2,
-        )  # fmt: skip
-        last.append((h, c))
-    expected = expected.transpose(0, 1) if lstm.batch_first else expected
-    h, c = (torch.cat(states) for states in zip(*last, strict=True))
+    expected, h, c = layer_by_layer(lstm, x, masks, lengths)
     torch.manual_seed(1)
     output, (h_n, c_n) = lstm(x, lengths=lengths)
     assert_all_near([output, h_n, c_n], [expected, h, c], ["output", "h_n", "c_n"])
