@@ -1,6 +1,7 @@
 """What ``LSTM`` and ``LSTMCell`` share, and the rates at which an ``LSTM`` draws masks."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -105,7 +106,7 @@ class Masked(nn.Module):
 
     @recurrent_dropout.setter
     def recurrent_dropout(self, rate: float) -> None:
-        self._set_rate(0, "recurrent_dropout", rate)
+        self._set_rates(0, "recurrent_dropout", [rate])
 
     @property
     def weight_dropout(self) -> float:
@@ -114,7 +115,7 @@ class Masked(nn.Module):
 
     @weight_dropout.setter
     def weight_dropout(self, rate: float) -> None:
-        self._set_rate(1, "weight_dropout", rate)
+        self._set_rates(1, "weight_dropout", [rate])
 
     @property
     def zoneout(self) -> tuple[float, float]:
@@ -127,15 +128,14 @@ class Masked(nn.Module):
             rates = (rates, rates)
         elif len(rates) != 2:
             raise ValueError(f"zoneout must be one rate, or two for h and c, got {rates!r}")
-        for rate in rates:
-            checks.check_rate("zoneout", rate)
-        for index, rate in enumerate(rates):
-            self._set_rate(2 + index, "zoneout", rate)
+        self._set_rates(2, "zoneout", rates)
 
-    def _set_rate(self, index: int, name: str, rate: float) -> None:
-        checks.check_rate(name, rate)
+    def _set_rates(self, first: int, name: str, given: Sequence[float]) -> None:
+        """All of ``given``, from place ``first`` on, or where one of them is none, nothing."""
+        for rate in given:
+            checks.check_rate(name, rate)
         rates = list(getattr(self, "_rates", [0.0] * 4))
-        rates[index] = float(rate)
+        rates[first : first + len(given)] = map(float, given)
         self._rates = rates
         self._rates_text = " ".join(map(repr, rates))  # as _cell_text
 
