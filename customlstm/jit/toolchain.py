@@ -129,9 +129,9 @@ def _ask(command: tuple[str, ...], executables: tuple[tuple[int, int], ...]) -> 
         ) from error
     finally:
         for process in asked:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+            with process:  # closes its pipe, and waits for it
+                if process.poll() is None:
+                    process.kill()
     # Clang tells where it is installed, which is no part of what it is.
     paths = ("InstalledDir:", "Configuration file:")
     version = "\n".join(line for line in version.splitlines() if not line.startswith(paths))
