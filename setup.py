@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,6 +32,11 @@ from setuptools.command.build_py import build_py
 MODULE = "customlstm._C"
 CXX_SOURCES = sorted(glob.glob("csrc/ops/*.cpp") + glob.glob("csrc/cpu/*.cpp") + glob.glob("csrc/cuda/*.cpp"))
 CUDA_SOURCES = sorted(glob.glob("csrc/cuda/*.cu"))
+# What a cell compiled on the user's machine includes: headers, and the kernels of each instruction set.
+CELL_SOURCES = (
+    "types.h", "cells/*.h", "cells/*.inl", "cpu/*.h", "cpu/*.inl", "cpu/*.cpp", "cuda/**/*.h",
+    "cuda/**/*.cuh",
+)  # fmt: skip
 WHY_NOT_BUILT = "pure Python, as asked for with CUSTOMLSTM_NO_EXTENSION"
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # 2.10, the oldest torch that the library loads into
 
@@ -159,14 +165,26 @@ def build_manifest(version: str, no_cuda: str) -> dict[str, Any]:
     }
 
 
-class RecordChoice(build_py):
-    """Notes in a pure-Python installation that it was asked for, in place of a build manifest."""
+class BuildPackage(build_py):
+    """Adds to the Python files a copy of the headers, for customlstm.jit.headers to find.
+
+    To a pure-Python installation also a note that it was asked for, in place of a build manifest. An editable
+    installation is the clone itself, to which nothing is added: it has csrc, and may have a library.
+    """
 
     def run(self) -> None:
         super().run()
-        if not self.editable_mode:  # its folder is the clone, which may hold a library
-            file = Path(self.build_lib, *MODULE.split(".")).with_suffix(".json")
-            file.write_text(json.dumps({"why_not_built": WHY_NOT_BUILT}) + "\n")
+        if self.editable_mode:
+            return
+        package = Path(self.build_lib, "customlstm")
+        shutil.rmtree(package / "include", ignore_errors=True)  # an earlier build may have had more
+        for header in (path for pattern in CELL_SOURCES for path in sorted(Path("csrc").glob(pattern))):
+            copy = package / "include" / header.relative_to("csrc")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(header, copy)
+        if switch("CUSTOMLSTM_NO_EXTENSION"):
+            note = json.dumps({"why_not_built": WHY_NOT_BUILT})
+            (package / "_C.json").write_text(f"{note}\n")
 
 
 class BuildKernels(build_ext):
@@ -210,11 +228,11 @@ class BuildKernels(build_ext):
 def main() -> None:
     if switch("CUSTOMLSTM_NO_EXTENSION"):
         print("customlstm: CUSTOMLSTM_NO_EXTENSION is set, a pure-Python build", flush=True)
-        setup(cmdclass={"build_py": RecordChoice})
+        setup(cmdclass={"build_py": BuildPackage})
     else:
         setup(
             ext_modules=[Extension(MODULE, CXX_SOURCES, py_limited_api=True)],
-            cmdclass={"build_ext": BuildKernels},
+            cmdclass={"build_py": BuildPackage, "build_ext": BuildKernels},
             # torch defines Py_LIMITED_API as that of 3.10
             options={"bdist_wheel": {"py_limited_api": "cp310"}},
         )

@@ -89,8 +89,8 @@ def test_a_killed_build_leaves_nothing_that_counts(
 def test_a_second_process_finds_it_in_no_time(folder: Path) -> None:
     """With the package's own headers and a library of 3 MB.
 
-    On two busy cores that takes 10 to 30 ms: 3 to 9 the compiler's version, 1 to 2 the digests of the headers,
-    4 to 11 that of the library. The bound is for machines that are busier.
+    On two busy cores that takes 10 to 30 ms: 3 to 9 for the compiler's version, 1 to 2 for the digests of the
+    headers, 4 to 11 for that of the library. The bound is for machines that are busier.
     """
     arguments = {"sources": sources(), "includes": str(headers.headers())}
     arguments["sources"]["number.cpp"] = sources("1")["number.cpp"].replace('#include "cells/number.h"\n', "")

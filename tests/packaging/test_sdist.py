@@ -131,6 +131,7 @@ def test_editable_install_is_a_folder_on_the_path(checkout: Path, tmp_path: Path
     code = "import sys; sys.path.append(sys.argv[1]); import customlstm; print(customlstm.Cell())"
     assert run("python", "-c", code, project, cwd=tmp_path).stdout.strip() == "Cell()"
     assert not (project / "customlstm/_C.json").exists()  # make would take it for a library that was built
+    assert not (project / "customlstm/include").exists()  # what is edited is csrc
 
 
 def test_every_switch_of_the_build_is_documented_and_no_other(checkout: Path) -> None:

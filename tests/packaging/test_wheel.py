@@ -105,7 +105,8 @@ def test_wheel(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         check_manifest(archive.read("customlstm/_C.abi3.so"), archive.read("customlstm/_C.json"))
-    assert "customlstm/py.typed" in names
+    assert {"customlstm/py.typed", "customlstm/include/types.h", "customlstm/jit/build.py"} <= names
+    assert [name for name in names if "/include/cpu/" in name]
     top = {name.split("/")[0] for name in names}
     assert top == {"customlstm", next(name for name in top if name.endswith(".dist-info"))}
     assert not [name for name in names if "__pycache__" in name]
