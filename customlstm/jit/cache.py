@@ -181,10 +181,10 @@ def _obtain(place: _Place, recipe: Recipe, tool: Mapping[str, Any], builder: Bui
                 if entry is not None:
                     return entry
             except UnusableEntry as fault:
+                _put_aside(place)  # first: the warning may be an error
                 warnings.warn(
                     f"{place.entry} {fault}; it is removed and built anew", CacheWarning, stacklevel=4
                 )
-                _put_aside(place)
             _sweep(place, held)
             return _build(place, recipe, tool, builder)
 

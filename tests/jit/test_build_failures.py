@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,21 @@ def test_a_compiler_that_is_killed(
     )
 
 
+def test_surroundings_of_the_compiler(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    """Its language is the one that errors are searched in; its temporary files go with the attempt."""
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    monkeypatch.setenv("CXX", script_that(tmp_path, 'echo "error: $LC_ALL, $TMPDIR, $PWD"; exit 1'))
+    with pytest.raises(BuildError) as caught:
+        build_library("number", sources(), includes=folder)
+    said = str(caught.value).splitlines()[0]
+    language, temporary, here = said.removeprefix("'number' does not compile: error: ").split(", ")
+    assert language == "C"
+    assert temporary == here
+    assert Path(here).parent == root / "cpu"
+
+
 def test_a_compiler_that_says_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", script_that(tmp_path, "exit 7"))
     with pytest.raises(BuildError) as caught:
@@ -123,8 +139,10 @@ def test_a_compiler_that_takes_too_long_is_ended_with_its_children(
     child = tmp_path / "child"
     monkeypatch.setenv("CXX", script_that(tmp_path, f"sleep 60 & echo $! >> '{child}'; wait"))
     monkeypatch.setattr(compiling, "LIMIT_S", 0.5)
+    start = time.monotonic()
     with pytest.raises(BuildError) as caught:
         build_library("number", sources(), includes=folder)
+    assert time.monotonic() - start < 30  # not the 60 of the child
     lines = str(caught.value).splitlines()
     assert lines[0] == ("'number' was not compiled: it took longer than 0.5 s, and the compiler was ended")
     assert lines[-1] == (

@@ -33,7 +33,11 @@ def entry() -> Entry:
     return cache.obtain(RECIPE, Writer())
 
 
-def test_threads_build_once(root: Path) -> None:
+@pytest.mark.parametrize("locking", [True, False])
+def test_threads_build_once(locking: bool, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the file system has no locks, which would do by themselves."""
+    if not locking:
+        monkeypatch.setattr(locks, "_acquire", lambda descriptor, patience: False)
     writer = Writer(before=lambda: time.sleep(0.1))
     entries: list[Entry] = []
     threads = [

@@ -190,6 +190,44 @@ def test_a_folder_that_others_can_write_to_is_an_error(
     assert cache.obtain(RECIPE, writer).from_cache
 
 
+def test_folders_above_in_a_user_namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without the system's root all its folders belong to nobody: then nothing would be safe."""
+    lstat, folder = os.lstat, tmp_path / "cache"
+    folder.mkdir(mode=0o700)
+
+    def seen(path: Path) -> os.stat_result:
+        status = lstat(path)
+        mine = Path(path).is_relative_to(tmp_path)
+        return status if mine else os.stat_result((*status[:4], 65534, *status[5:10]))
+
+    monkeypatch.setattr(os, "lstat", seen)
+    with pytest.raises(UnsafeFolderError, match="belongs to user 65534"):
+        trust.check_folder(folder)
+    monkeypatch.setattr(trust, "_unknown_owner", lambda: 65534)
+    trust.check_folder(folder)
+    tmp_path.chmod(0o777)
+    with pytest.raises(UnsafeFolderError, match="can be written by everyone"):
+        trust.check_folder(folder)
+    monkeypatch.setattr(
+        os, "lstat", lambda path: os.stat_result((*lstat(path)[:4], 65534, *lstat(path)[5:10]))
+    )
+    with pytest.raises(UnsafeFolderError, match=f"{folder} belongs to user 65534"):
+        trust.check_folder(folder)
+
+
+def test_all_owners_are_known_or_one_stands_for_the_others() -> None:
+    identity = Path("/proc/self/uid_map")
+    known = not identity.exists() or identity.read_text().split() == ["0", "0", "4294967295"]
+    assert (trust._unknown_owner() is None) == known
+
+
+def test_a_warning_that_is_an_error_does_not_come_twice(entry: Entry) -> None:
+    entry.product.unlink()
+    with pytest.raises(CacheWarning, match=r"some_cell\.txt is missing"):
+        cache.obtain(RECIPE, Writer())
+    assert not cache.obtain(RECIPE, Writer()).from_cache
+
+
 def test_nothing_is_made_below_an_unsafe_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
