@@ -22,7 +22,7 @@ from .build_error import BuildError
 from .toolchain import FLAGS, LINK_FLAGS, Compiler
 
 LOG = "build.log"
-LIMIT_S = 600.0  # for a whole build, which takes seconds
+LIMIT_S = 600.0  # for a whole build; one with kernels for every instruction set takes a minute
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _SAYS_FULL = re.compile("No space left on device|Dis[ck] quota exceeded")
