@@ -1,0 +1,199 @@
+"""A cell function as a program: run it, let autograd differentiate it, and record both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import CellError, cell_error
+from .program import MAX_GATES, MAX_STATES, Program
+from .recorder import Recorder
+from .refusals import CallNames
+from .saving import Joint, split
+from .signature import Signature, read_signature
+
+__all__ = ["trace"]
+
+#: Two runs that must record the same: whatever a function reads of a dtype or a size shows as a difference.
+_RUNS = ((torch.float64, 5), (torch.float32, 3))
+
+
+def trace(function: Callable[..., Any]) -> Program:
+    """The program of a cell function.
+
+    Args:
+        function: takes G gate pre-activations and then S previous states as positional arguments and parameters
+            with one value a unit as keyword-only ones, all tensors of one shape, and returns h and the S new
+            states. It may use whatever works element by element, in-place operations and
+            ``torch.autograd.Function`` included. It is called a few times, with small tensors.
+
+    Returns:
+        The program, whose derivatives are those of autograd, at kinks and where gradients are cut, too.
+
+    Raises:
+        TypeError: ``function`` is not callable.
+        CellError: it does what no kernel can; the text says what, where, and what to do.
+    """
+    signature = read_signature(function)
+    first, second = (_record(function, signature, dtype, size) for dtype, size in _RUNS)
+    if first != second:
+        raise cell_error(
+            signature.name,
+            "it computes something else for another dtype or size, or at every call, but one kernel serves them "
+            "all; use numbers in place of what depends on dtype, shape, randomness or outer state",
+        )
+    return first
+
+
+def _record(function: Callable[..., Any], signature: Signature, dtype: torch.dtype, size: int) -> Program:
+    recorder = Recorder(signature.name, dtype)
+    names = [*signature.positional, *signature.parameters]
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        # A copy of everything saved: an operation in place may follow, which autograd would refuse.
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda x: x.clone(), lambda x: x))
+        leaves = [_example(number, dtype, size).requires_grad_() for number in range(len(names))]
+        inputs = [recorder.input(x, name) for x, name in zip(leaves, names, strict=True)]
+        with recorder:
+            results = _call(function, signature, recorder, leaves)
+        states = len(results) - 1
+        values = [recorder.value(x) for x in results]
+        recorder.name_values(function)
+        tangents = [_example(number, dtype, size) for number in range(10, 11 + states)]
+        positions = [recorder.input(x, f"d_{number}") for number, x in enumerate(tangents)]
+        with recorder:
+            found = _gradients(recorder, results, leaves, tangents)
+        gradients = [_position(recorder, x) for x in found]
+    gates = len(signature.positional) - states
+    _name_results(recorder, signature, values)
+    positional = len(signature.positional)
+    joint = Joint(
+        gates=tuple(inputs[:gates]),
+        states=tuple(inputs[gates:positional]),
+        parameters=tuple(inputs[positional:]),
+        dh=positions[0],
+        dstates=tuple(positions[1:]),
+        results=tuple(values),
+        gradients=(*gradients[gates:positional], *gradients[:gates], *gradients[positional:]),
+    )
+    (forward, forward_hints), (backward, backward_hints) = split(recorder.builder, joint)
+    return Program(
+        signature.name,
+        signature.positional[:gates],
+        signature.positional[gates:],
+        signature.parameters,
+        signature.defaults,
+        forward,
+        backward,
+        forward_hints,
+        backward_hints,
+    )
+
+
+def _example(number: int, dtype: torch.dtype, size: int) -> Tensor:
+    """Distinct numbers of size one; not from torch's generator, which is the user's."""
+    return torch.tensor([((7 * number + 3 * k) % 11 - 4.75) / 5 for k in range(size)], dtype=dtype)
+
+
+def _call(
+    function: Callable[..., Any], signature: Signature, recorder: Recorder, leaves: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """h and the new states, checked."""
+    copies = [x.clone() for x in leaves]  # a leaf must not be changed in place
+    positional = len(signature.positional)
+    parameters = dict(zip(signature.parameters, copies[positional:], strict=True))
+    try:
+        with CallNames(recorder):
+            results = function(*copies[:positional], **parameters)
+    except CellError:
+        raise
+    except Exception as error:
+        raise cell_error(
+            signature.name,
+            f"it raised {type(error).__name__}: {error}; a cell must work on tensors of any one shape",
+        ) from error
+    _check_results(signature, recorder, results, copies[0])
+    return tuple(results)
+
+
+def _check_results(signature: Signature, recorder: Recorder, results: Any, like: Tensor) -> None:
+    name = signature.name
+    wanted = "return h and the new states, as in: return h, c"
+    if not isinstance(results, (tuple, list)):
+        raise cell_error(name, f"it returns {_kind(results)}, but a cell must {wanted}")
+    if not 2 <= len(results) <= 1 + MAX_STATES:
+        raise cell_error(
+            name,
+            f"it returns {len(results)} values, but a cell returns h and then 1 to {MAX_STATES} new states; {wanted}",
+        )
+    for number, result in enumerate(results):
+        which = "h" if number == 0 else f"new state {number}"
+        if not isinstance(result, Tensor):
+            raise cell_error(
+                name,
+                f"{which} is {_kind(result)}, but a result must be a tensor; write torch.full_like(c, number) for a "
+                "number",
+            )
+        if result.dtype == torch.bool:
+            raise cell_error(
+                name, f"{which} is a bool tensor, but a result must be numbers; write condition.to(c.dtype)"
+            )
+        if result.shape != like.shape:
+            raise cell_error(
+                name,
+                f"{which} has shape {list(result.shape)} for arguments of shape {list(like.shape)}, but a result has "
+                "one element for each of theirs; write torch.full_like(c, number) for a number",
+            )
+        if result.dtype != like.dtype:
+            raise cell_error(
+                name,
+                f"{which} is {result.dtype} for arguments of {like.dtype}, but a cell computes in the dtype of its "
+                "arguments; write .to(c.dtype)",
+            )
+    states = len(results) - 1
+    gates = len(signature.positional) - states
+    if not 1 <= gates <= MAX_GATES:
+        raise cell_error(
+            name,
+            f"of its {len(signature.positional)} positional arguments the last {states} are states, because it "
+            f"returns {len(results)} values, which leaves {max(gates, 0)} gates, but a cell has 1 to {MAX_GATES}; "
+            "take the gates first and then as many states as it returns after h",
+        )
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _gradients(
+    recorder: Recorder, results: Sequence[Tensor], leaves: Sequence[Tensor], tangents: Sequence[Tensor]
+) -> Sequence[Tensor | None]:
+    pairs = [(x, d) for x, d in zip(results, tangents, strict=True) if x.requires_grad]
+    if not pairs:
+        return [None] * len(leaves)
+    outputs, given = zip(*pairs, strict=True)
+    try:
+        return torch.autograd.grad(outputs, leaves, given, allow_unused=True)
+    except CellError:
+        raise
+    except Exception as error:
+        raise recorder.error(f"autograd cannot differentiate it: {type(error).__name__}: {error}") from error
+
+
+def _position(recorder: Recorder, gradient: Tensor | None) -> int:
+    return recorder.builder.constant(0.0) if gradient is None else recorder.value(gradient)
+
+
+def _name_results(recorder: Recorder, signature: Signature, values: Sequence[int]) -> None:
+    """Results that no variable has named get the names of what they are."""
+    states = signature.positional[len(signature.positional) - len(values) + 1 :]
+    for value, name in zip(values, ("h", *states), strict=True):
+        node = recorder.builder.nodes[value]
+        if not node.hint:
+            node.hint = name
