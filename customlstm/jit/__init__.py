@@ -6,8 +6,8 @@ struct that ``csrc/cells/README.md`` describes. What a function must not do is s
 """
 
 from .errors import CellError
-
+from .generate import generate
 from .program import Program
 from .trace import trace
 
-__all__ = ["CellError", "Program", "trace"]
+__all__ = ["CellError", "Program", "generate", "trace"]

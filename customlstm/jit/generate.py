@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from .program import Code, Program
+from .program import Code, Instruction, Program
 
 __all__ = ["generate"]
 
@@ -27,6 +27,8 @@ def generate(program: Program) -> str:
         [*_elements("a", g), *_elements("s", s), *_elements("w", p)],
         ["h", *_elements("s", s), *_elements("saved", k)],
     )
+    kept = program.forward_code.results[1 + s :]
+    kept_hints = [_hint_of(program, x) for x in kept]
     backward = _Writer(
         program.backward_code,
         program.backward_hints,
@@ -39,6 +41,7 @@ def generate(program: Program) -> str:
             *_elements("ds", s),
         ],
         [*_elements("ds", s), *_elements("da", g), *_elements("dw", p)],
+        kept_hints,
     )
     return _TEMPLATE.format(
         name=_plain(program.name),
@@ -121,7 +124,12 @@ class _Writer:
     """One function body: a line for each value, but for products that are a part of a fused multiply-add."""
 
     def __init__(
-        self, code: Code, hints: Sequence[str], inputs: Sequence[str], outputs: Sequence[str]
+        self,
+        code: Code,
+        hints: Sequence[str],
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        local: Sequence[str] = (),
     ) -> None:
         self._code, self._outputs = code, outputs
         self._inputs = inputs
@@ -131,17 +139,22 @@ class _Writer:
                 self._uses[x] += 1
         for x in code.results:
             self._uses[x] += 2  # never a mere part of another value
-        self._read = {inputs[x].partition("[")[0] for x in self._all_reads()}
-        self._names = [*inputs, *_names(hints or [""] * len(code.instructions))]
+        reads = self._all_reads()
+        local = [hint if at in reads else "" for at, hint in enumerate(local)]
+        self._read = {inputs[x].partition("[")[0] for x in reads}
+        instructions = zip(code.instructions, hints or [""] * len(code.instructions), strict=True)
+        own = _names([*(x for x in local if x), *(_constant_hint(x) or hint for x, hint in instructions)])
+        self._local = {at: own.pop(0) for at, hint in enumerate(local) if hint}
+        self._names = [*(self._local.get(at, x) for at, x in enumerate(inputs)), *own]
         self._fused = self._choose_fused()
 
     def reads(self, argument: str) -> bool:
         return argument in self._read
 
     def text(self) -> str:
-        lines = []
+        lines = [f"const V {name} = {self._inputs[x]};" for x, name in self._local.items()]
         # Outputs that are also inputs, such as s in forward, are read before the first of them is written.
-        early = {x for x in self._code.results if x < self._code.inputs and self._moves(x)}
+        early = {x for x in self._code.results if x < self._code.inputs and self._moves(x)} - set(self._local)
         for x in sorted(early):
             lines.append(f"const V {self._early_name(x)} = {self._inputs[x]};")
             self._names[x] = self._early_name(x)
@@ -164,13 +177,16 @@ class _Writer:
         return {x for x in used | set(self._code.results) if x < self._code.inputs}
 
     def _moves(self, x: int) -> bool:
-        """Whether input x goes to an output that is another element of what is read and written."""
-        return any(r == x and out != self._inputs[x] for r, out in zip(self._code.results, self._outputs, strict=True))
+        """Whether input x, an element of an array that is written, too, goes to another output."""
+        array = self._inputs[x].partition("[")[0]
+        outputs = [out for out, r in zip(self._outputs, self._code.results, strict=True) if r == x]
+        written = any(out.partition("[")[0] == array for out in self._outputs)
+        return written and any(out != self._inputs[x] for out in outputs)
 
     def _early_name(self, x: int) -> str:
         return re.sub(r"[\[\]]", "", self._inputs[x]) + "_in"
 
-    def _instruction(self, index: int):  # noqa: ANN202
+    def _instruction(self, index: int) -> Instruction | None:
         return self._code.instructions[index - self._code.inputs] if index >= self._code.inputs else None
 
     def _choose_fused(self) -> dict[int, int]:
@@ -206,6 +222,20 @@ class _Writer:
         if op == "sub" and place == 1:
             x = f"-{x}"
         return f"fma({x}, {y}, {other})"
+
+
+def _hint_of(program: Program, value: int) -> str:
+    """The user's name for a value of forward, an argument's own for an input."""
+    inputs = [*program.gates, *program.states, *program.parameters]
+    if value < len(inputs):
+        return inputs[value]
+    return program.forward_hints[value - len(inputs)] if program.forward_hints else ""
+
+
+def _constant_hint(instruction: Instruction) -> str:
+    if instruction.value is None:
+        return ""
+    return {0.0: "zero", 0.5: "half", 1.0: "one", 2.0: "two"}.get(instruction.value, "k")
 
 
 def _names(hints: Sequence[str]) -> list[str]:
