@@ -7,13 +7,14 @@ torch functions here have, so lowering (see ``lowering.py``) picks the form whos
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["COMMUTATIVE", "PRIMITIVES", "SAVE_PRICE", "Primitive", "apply"]
+__all__ = ["COMMUTATIVE", "PRIMITIVES", "SAVE_PRICE", "Primitive", "apply", "constant"]
 
 #: What a value that forward keeps for backward costs: a store and a load of one number a unit and step. Just
 #: above one tanh, so that whatever is had from the new states by one function is computed again.
@@ -64,11 +65,18 @@ COMMUTATIVE = frozenset({"add", "mul", "maximum", "minimum"})
 _TAKE_NUMBERS = frozenset({"add", "sub", "mul", "div", "pow"})
 
 
+def constant(value: float, like: Tensor) -> Tensor:
+    """0-dimensional, rounded to ``like``'s dtype as C++ does it: what is too large is infinite."""
+    if math.isfinite(value) and abs(value) > torch.finfo(like.dtype).max:
+        value = math.copysign(math.inf, value)
+    return like.new_full((), value)
+
+
 def apply(op: str, arguments: list[Tensor | float], like: Tensor) -> Tensor:
     """The value of ``op``; numbers among the arguments count as tensors of ``like``'s dtype and device."""
 
     def tensor(x: Tensor | float) -> Tensor:
-        return x if isinstance(x, Tensor) else like.new_full((), x)
+        return x if isinstance(x, Tensor) else constant(x, like)
 
     if op.startswith("select_"):
         # where() of two numbers would be float32, whatever it is for.

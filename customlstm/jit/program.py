@@ -26,7 +26,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .primitives import PRIMITIVES, apply
+from .primitives import PRIMITIVES, apply, constant
 
 __all__ = [
     "MAX_GATES",
@@ -74,7 +74,7 @@ class Code:
             else:
                 values.append(apply(instruction.op, [values[x] for x in instruction.arguments], like))
         results = [values[x] for x in self.results]
-        return [x if isinstance(x, Tensor) else like.new_full((), x) for x in results]
+        return [x if isinstance(x, Tensor) else constant(x, like) for x in results]
 
 
 @dataclass(frozen=True, eq=False)

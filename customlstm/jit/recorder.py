@@ -108,7 +108,8 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if not isinstance(func, torch._ops.OpOverload):
             raise self.error(refusals.unknown(self.calling or str(func)))
-        name = func._schema.name.removeprefix("aten::")
+        # Where both have a name, a primitive of torch._prims means what the ATen operation does.
+        name = func._schema.name.removeprefix("aten::").removeprefix("prims::")
         written = [
             value
             for argument, (_, value) in zip(func._schema.arguments, _named(func, args, kwargs), strict=True)
@@ -173,7 +174,8 @@ class Recorder(TorchDispatchMode):
             if result.dtype == torch.bool:
                 zero = self.builder.constant(0.0)
                 return self._made(result, LOWERINGS["ne"](self.builder, self._symbol(source), zero), name)
-            if source.dtype != torch.bool or not result.dtype.is_floating_point:
+            made_of_conditions = source.dtype == torch.bool and result.dtype.is_floating_point
+            if not made_of_conditions and result.dtype != self._dtype and user_frame() is not None:
                 raise self.error(refusals.dtype(self._called(name), result.dtype))
         if result.shape != source.shape and self.depends_on_units(source):
             raise self._refusal(name)
@@ -241,8 +243,9 @@ class Recorder(TorchDispatchMode):
         if not constant:
             if result.shape != self._shape:
                 raise self.error(refusals.shape(self._called(name)))
-            # Between its own steps a decomposition may mix dtypes; what comes out shows at the next operation.
-            if result.dtype not in (self._dtype, torch.bool) and not self._decomposing:
+            # Of two Python numbers torch.where makes int64 or the default dtype; the next operation promotes them.
+            number_of_where = name == "where" or self._decomposing > 0
+            if not (result.dtype.is_floating_point or result.dtype == torch.bool or number_of_where):
                 raise self.error(refusals.dtype(self._called(name), result.dtype))
         if len(self.builder.nodes) > MAX_INSTRUCTIONS:
             raise self.error(

@@ -65,7 +65,7 @@ def _record(function: Callable[..., Any], signature: Signature, dtype: torch.dty
         states = len(results) - 1
         values = [recorder.value(x) for x in results]
         recorder.name_values(function)
-        tangents = [_example(number, dtype, size) for number in range(10, 11 + states)]
+        tangents = [_example(10 + number, x.dtype, size) for number, x in enumerate(results)]
         positions = [recorder.input(x, f"d_{number}") for number, x in enumerate(tangents)]
         with recorder:
             found = _gradients(recorder, results, leaves, tangents)
@@ -150,11 +150,9 @@ def _check_results(signature: Signature, recorder: Recorder, results: Any, like:
                 f"{which} has shape {list(result.shape)} for arguments of shape {list(like.shape)}, but a result has "
                 "one element for each of theirs; write torch.full_like(c, number) for a number",
             )
-        if result.dtype != like.dtype:
+        if not result.dtype.is_floating_point:
             raise cell_error(
-                name,
-                f"{which} is {result.dtype} for arguments of {like.dtype}, but a cell computes in the dtype of its "
-                "arguments; write .to(c.dtype)",
+                name, f"{which} is {result.dtype}, but a cell computes with floating-point numbers; write .to(c.dtype)"
             )
     states = len(results) - 1
     gates = len(signature.positional) - states
