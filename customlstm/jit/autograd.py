@@ -1,7 +1,8 @@
-"""A program as one differentiable function: its derivative is its own backward code, not that of its instructions.
+"""A program as one differentiable function: its derivative is its own backward code, not that of its
+instructions.
 
-So a derivative is the traced one where instructions cannot know it: at the kinks of functions that they are made
-of, in a branch not taken that overflows, behind ``detach()``, and for a ``torch.autograd.Function``.
+So a derivative is the traced one where instructions cannot know it: at the kinks of functions that they are
+made of, in a branch not taken that overflows, behind ``detach()``, and for a ``torch.autograd.Function``.
 """
 
 from __future__ import annotations

@@ -29,20 +29,35 @@ def user_frame() -> FrameType | None:
     """
     frame = sys._getframe(1)
     while frame is not None:
-        file = os.path.abspath(frame.f_code.co_filename)
-        if not file.startswith(_NOT_THE_USERS):
+        if not _is_ours(frame):
             return frame
-        if file.startswith(_NOT_THE_USERS[1]) and frame.f_code.co_name == "trace":
+        if frame.f_code.co_name == "trace" and _is_ours(frame, of_torch=False):
             return None
         frame = frame.f_back
     return None
 
 
-def cell_error(name: str, text: str, *, frame: FrameType | None = None) -> CellError:
-    """A CellError about the cell function ``name``, which points at the line that ``frame`` runs."""
+def _is_ours(frame: FrameType, of_torch: bool = True) -> bool:
+    file = os.path.abspath(frame.f_code.co_filename)
+    return file.startswith(_NOT_THE_USERS if of_torch else _NOT_THE_USERS[1])
+
+
+def cell_error(
+    name: str, text: str, *, frame: FrameType | None = None, raised: BaseException | None = None
+) -> CellError:
+    """A CellError about the cell function ``name``.
+
+    It points at the line that ``frame`` runs, or at the user's innermost line that ``raised`` went through.
+    """
     where = f"cell function {name!r}: {text}"
+    line = frame.f_lineno if frame is not None else 0
+    step = raised.__traceback__ if raised is not None else None
+    while step is not None:
+        if not _is_ours(step.tb_frame):
+            frame, line = step.tb_frame, step.tb_lineno
+        step = step.tb_next
     if frame is None:
         return CellError(where)
-    file, line = frame.f_code.co_filename, frame.f_lineno
+    file = frame.f_code.co_filename
     source = linecache.getline(file, line, frame.f_globals).strip()
     return CellError(f"{file}:{line}: {where}" + (f"\n    {source}" if source else ""))

@@ -16,8 +16,8 @@ _SIGN = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 def generate(program: Program) -> str:
     """The text of ``struct UserCell``, to be included in the namespace of an instruction set or of CUDA.
 
-    The same program always gives the same text. Names in it are checked and numbered and the function's name is
-    cut to letters and digits, so nothing of a program can be anything but what it is here.
+    The same program always gives the same text. Names in it are checked and numbered and the function's
+    name is cut to letters and digits, so nothing of a program can be anything but what it is here.
     """
     g, s, p = len(program.gates), len(program.states), len(program.parameters)
     k = program.saved_count
@@ -77,8 +77,8 @@ struct UserCell {{
   static constexpr int kParameters = {parameters};   // {parameter_names}
 
   template <class V, class S>
-  static CUSTOMLSTM_INLINE void forward(const CellParams<S>&, const V (&{forward_a})[kGates], const V*{forward_w},
-                                        V (&s)[kStates], V& h, V (&saved)[kSaved]) {{
+  static CUSTOMLSTM_INLINE void forward(const CellParams<S>&, const V (&{forward_a})[kGates],
+                                        const V*{forward_w}, V (&s)[kStates], V& h, V (&saved)[kSaved]) {{
 {forward_body}  }}
 
   template <class V, class S>
@@ -103,7 +103,7 @@ def _argument(name: str, used: bool) -> str:
 
 
 def _plain(name: str) -> str:
-    """For a comment: letters, digits and _ only, so that no end of line, trigraph or backslash gets into it."""
+    """For a comment: letters, digits and _ only; no end of line, trigraph or backslash gets into it."""
     return re.sub(r"[^A-Za-z0-9_]", "_", name)[:60] or "_"
 
 
@@ -113,7 +113,7 @@ def _plain_names(names: Sequence[str]) -> str:
 
 def _literal(value: float) -> str:
     if math.isnan(value):
-        return "__builtin_nan(\"\")"
+        return '__builtin_nan("")'
     if math.isinf(value):
         return "-__builtin_inf()" if value < 0 else "__builtin_inf()"
     text = f"{value:.17g}"

@@ -117,7 +117,9 @@ def _sign(b: Builder, x: int) -> int:
 
 def _relu(b: Builder, x: int) -> int:
     zero = b.constant(0.0)
-    return b.emit("select_ge", zero, x, zero, x)  # this way round NaN goes through, and the derivative at 0 is 0
+    return b.emit(
+        "select_ge", zero, x, zero, x
+    )  # this way round NaN goes through, and the derivative at 0 is 0
 
 
 def _at_least(b: Builder, x: int, low: int) -> int:
@@ -156,7 +158,9 @@ def _hardsigmoid(b: Builder, x: int) -> int:
     return b.emit("select_ge", b.constant(-3.0), x, zero, upper)
 
 
-def _elu(b: Builder, x: int, alpha: int | None = None, scale: int | None = None, inner: int | None = None) -> int:
+def _elu(
+    b: Builder, x: int, alpha: int | None = None, scale: int | None = None, inner: int | None = None
+) -> int:
     zero, one = b.constant(0.0), b.constant(1.0)
     alpha, scale, inner = (one if value is None else value for value in (alpha, scale, inner))
     below = b.emit("expm1", b.emit("mul", b.emit("select_gt", x, zero, zero, x), inner))
@@ -262,8 +266,8 @@ _UNARY = (
     "sin cos tan asin acos atan sinh cosh asinh acosh atanh erf erfc"
 ).split()
 
-#: By the name of the ATen operation, whatever its overload. Arguments are symbols (numbers come as constants) or
-#: None; results are symbols.
+#: By the name of the ATen operation, whatever its overload. Arguments are symbols (numbers come as constants)
+#: or None; results are symbols.
 LOWERINGS: dict[str, Callable[..., Symbol]] = {
     **{name: _direct(name) for name in _UNARY},
     **{name: _direct(name) for name in ("mul", "maximum", "minimum", "atan2", "fmod")},

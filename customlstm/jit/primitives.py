@@ -1,8 +1,9 @@
 """The operations that a program consists of: what each takes, what it costs, what it is in torch.
 
-Every value is a number; a condition exists only inside ``select_*``, whose first two arguments are compared and
-whose last two are the values where the comparison holds and where not. Derivatives at ties are those that the
-torch functions here have, so lowering (see ``lowering.py``) picks the form whose derivative is the wanted one.
+Every value is a number; a condition exists only inside ``select_*``, whose first two arguments are compared
+and whose last two are the values where the comparison holds and where not. Derivatives at ties are those that
+the torch functions here have, so lowering (see ``lowering.py``) picks the form whose derivative is the wanted
+one.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ PRIMITIVES: dict[str, Primitive] = {
 #: Argument order does not matter to these, not even for NaN.
 COMMUTATIVE = frozenset({"add", "mul", "maximum", "minimum"})
 
-# torch takes a Python number for these beside a tensor, and then computes with all of its digits in any dtype.
+# torch takes a Python number for these beside a tensor, and then computes with all of its digits in any
+# dtype.
 _TAKE_NUMBERS = frozenset({"add", "sub", "mul", "div", "pow"})
 
 

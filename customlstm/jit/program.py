@@ -159,8 +159,8 @@ class Program:
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         """h, the new states, and what :meth:`backward` reads; arguments as for :meth:`forward`.
 
-        Autograd sees the instructions here, whose derivatives at kinks, of ``torch.autograd.Function`` and behind
-        ``detach()`` are not those of :meth:`backward`.
+        Autograd sees the instructions here, whose derivatives at kinks, of ``torch.autograd.Function`` and
+        behind ``detach()`` are not those of :meth:`backward`.
         """
         self._check_counts(gates, states, parameters)
         results = self.forward_code.run([*gates, *states, *parameters])
@@ -221,7 +221,8 @@ class Program:
         keys = {"format", "name", "gates", "states", "parameters", "defaults", "forward", "backward"}
         keys |= {"forward_hints", "backward_hints"}
         _check(
-            isinstance(data, dict) and set(data) == keys, f"a program must be a dict with the keys {sorted(keys)}"
+            isinstance(data, dict) and set(data) == keys,
+            f"a program must be a dict with the keys {sorted(keys)}",
         )
         _check(data["format"] == _FORMAT, f"format must be {_FORMAT}, got {data['format']!r}")
         return cls(
@@ -229,7 +230,9 @@ class Program:
             _tuple("gates", data["gates"]),
             _tuple("states", data["states"]),
             _tuple("parameters", data["parameters"]),
-            tuple(None if x is None else _number("defaults", x) for x in _tuple("defaults", data["defaults"])),
+            tuple(
+                None if x is None else _number("defaults", x) for x in _tuple("defaults", data["defaults"])
+            ),
             _code("forward", data["forward"]),
             _code("backward", data["backward"]),
             _tuple("forward_hints", data["forward_hints"]),
@@ -295,7 +298,9 @@ def _check_code(what: str, code: Code, inputs: int) -> None:
 
 def _check_values(where: str, values: tuple[int, ...], known: int) -> None:
     for value in values:
-        _check(type(value) is int and 0 <= value < known, f"{where}: there is no value {value!r}, only {known}")
+        _check(
+            type(value) is int and 0 <= value < known, f"{where}: there is no value {value!r}, only {known}"
+        )
 
 
 def _code_data(code: Code) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Records what a function does to tensors, below autograd, as values of a builder.
 
-A dispatch mode sees every ATen operation of the function and of autograd's derivative of it. Each tensor stands
-for one value a unit; tensors that share memory share a box, so that an operation in place is a new value in the
-box. The tensors themselves are real and small: what is not an operation on the cell's tensors (Python numbers,
-0-dimensional tensors from a closure) has its value, which becomes a constant.
+A dispatch mode sees every ATen operation of the function and of autograd's derivative of it. Each tensor
+stands for one value a unit; tensors that share memory share a box, so that an operation in place is a new
+value in the box. The tensors themselves are real and small: what is not an operation on the cell's tensors
+(Python numbers, 0-dimensional tensors from a closure) has its value, which becomes a constant.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ from .simplify import Builder
 __all__ = ["Recorder"]
 
 #: Results that are their first argument in the same memory.
-_ALIASES = frozenset({"detach", "alias", "view", "_unsafe_view", "_reshape_alias", "expand", "lift", "lift_fresh"})
+_ALIASES = frozenset(
+    {"detach", "alias", "view", "_unsafe_view", "_reshape_alias", "expand", "lift", "lift_fresh"}
+)
 #: Results with the value of their first argument in memory of their own.
 _COPIES = frozenset({"clone", "_to_copy", "lift_fresh_copy", "contiguous"})
 #: Results whose value depends on no tensor: the real one has it.
 _FILLED = frozenset(
-    "_efficientzerotensor zeros ones full scalar_tensor zeros_like ones_like full_like new_zeros new_ones new_full fill zero".split()
+    "_efficientzerotensor zeros ones full scalar_tensor zeros_like ones_like full_like new_zeros new_ones "
+    "new_full fill zero".split()
 )
 #: Options of operations that change what they compute and are no values.
 _OPTIONS = {"add": "alpha", "sub": "alpha", "rsub": "alpha", "div": "rounding_mode", "round": "decimals"}
@@ -211,12 +214,13 @@ class Recorder(TorchDispatchMode):
             if refusals.family(tail) is not None:
                 raise self._refusal(tail)
             raise self.error(
-                f"{self._called(name)} writes to a tensor that it is given; assign its result to a name in its place"
+                f"{self._called(name)} writes to a tensor that it is given; assign its result to a name in "
+                "its place"
             )
         if id(target) not in self._boxes and self._is_in_place_call():
             raise self.error(
-                f"{self._called(name)} changes a tensor that is not the cell's own, which a kernel cannot; keep what "
-                "lasts from step to step in a state, or make it a keyword-only parameter"
+                f"{self._called(name)} changes a tensor that is not the cell's own, which a kernel cannot; "
+                "keep what lasts from step to step in a state, or make it a keyword-only parameter"
             )
         if name == "copy_":
             symbol = self._symbol(args[1])
@@ -231,7 +235,7 @@ class Recorder(TorchDispatchMode):
         return result
 
     def _is_in_place_call(self) -> bool:
-        """Whether the user has called what ends in _, or an operator such as +=; torch does so with its own."""
+        """Whether the user has called what ends in _, or an operator such as +=: torch itself does, too."""
         last = self.calling.rpartition(".")[2]
         return last.startswith("__i") if last.startswith("__") else last.endswith("_")
 
@@ -243,14 +247,15 @@ class Recorder(TorchDispatchMode):
         if not constant:
             if result.shape != self._shape:
                 raise self.error(refusals.shape(self._called(name)))
-            # Of two Python numbers torch.where makes int64 or the default dtype; the next operation promotes them.
+            # Of two Python numbers torch.where makes int64 or the default dtype; the next operation promotes
+            # them.
             number_of_where = name == "where" or self._decomposing > 0
             if not (result.dtype.is_floating_point or result.dtype == torch.bool or number_of_where):
                 raise self.error(refusals.dtype(self._called(name), result.dtype))
         if len(self.builder.nodes) > MAX_INSTRUCTIONS:
             raise self.error(
-                f"it and its derivative need more than {MAX_INSTRUCTIONS} operations, but a kernel has at most that "
-                "many; shorten its loops"
+                f"it and its derivative need more than {MAX_INSTRUCTIONS} operations, but a kernel has at "
+                "most that many; shorten its loops"
             )
         frame = user_frame()
         if frame is not None and isinstance(symbol, int):
@@ -271,9 +276,9 @@ class Recorder(TorchDispatchMode):
             return self._boxes[id(tensor)].value
         if tensor.numel() != 1:
             raise self.error(
-                f"it uses a tensor of shape {list(tensor.shape)} that is none of its arguments, but a kernel knows "
-                "only what is passed; make it a keyword-only parameter, which has one value a unit, or use a Python "
-                "number"
+                f"it uses a tensor of shape {list(tensor.shape)} that is none of its arguments, but a "
+                "kernel knows only what is passed; make it a keyword-only parameter, which has one value a "
+                "unit, or use a Python number"
             )
         if tensor.requires_grad:
             raise self.error(

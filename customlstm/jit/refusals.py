@@ -15,38 +15,49 @@ if TYPE_CHECKING:
 __all__ = ["CONVERSIONS", "CallNames", "dtype", "family", "shape", "text", "unknown"]
 
 _MIXES = (
-    "{call} combines several elements, but a cell computes every unit of every sequence by itself; use functions "
-    "that work element by element, and put what mixes units into a layer before or after the LSTM"
+    "{call} combines several elements, but a cell computes every unit of every sequence by itself; use "
+    "functions that work element by element, and put what mixes units into a layer before or after the LSTM"
 )
 _RANDOM = (
-    "{call} draws random numbers, but a kernel computes some values twice and must get the same; use the options "
-    "recurrent_dropout and zoneout of customlstm.LSTM, or nn.Dropout on its output"
+    "{call} draws random numbers, but a kernel computes some values twice and must get the same; use the "
+    "options recurrent_dropout and zoneout of customlstm.LSTM, or nn.Dropout on its output"
 )
 _SHAPE = (
-    "{call} changes the shape, but everything in a cell has one shape, one element a unit of every sequence; use "
-    "functions that work element by element"
+    "{call} changes the shape, but everything in a cell has one shape, one element a unit of every "
+    "sequence; use functions that work element by element"
+)
+
+_PLACE = (
+    "{call} takes elements by their place, but a cell computes every unit of every sequence by itself; "
+    "choose by value, with torch.where(condition, a, b)"
 )
 
 _FAMILIES = {
+    _PLACE: (
+        "__getitem__ __setitem__ unbind select slice narrow index index_select index_put index_fill "
+        "index_copy index_add gather scatter scatter_add take take_along_dim masked_select masked_scatter "
+        "nonzero argwhere"
+    ),
     _MIXES: (
-        "sum mean prod nansum nanmean std var std_mean var_mean norm linalg_vector_norm vector_norm max min amax amin "
-        "aminmax argmax argmin median nanmedian mode kthvalue topk sort argsort msort unique any all count_nonzero "
-        "logsumexp softmax log_softmax _softmax _log_softmax softmin gumbel_softmax cumsum cumprod cummax cummin "
-        "logcumsumexp matmul mm bmm mv dot vdot inner outer addmm addmv addbmm baddbmm einsum tensordot linear "
-        "bilinear _weight_norm layer_norm native_layer_norm batch_norm native_batch_norm group_norm instance_norm "
-        "rms_norm _fused_rms_norm normalize cosine_similarity dist cdist conv1d conv2d convolution flip roll "
-        "diff cov corrcoef trapezoid cumulative_trapezoid __matmul__ __rmatmul__ equal allclose quantile"
+        "sum mean prod nansum nanmean std var std_mean var_mean norm linalg_vector_norm vector_norm max min "
+        "amax amin aminmax argmax argmin median nanmedian mode kthvalue topk sort argsort msort unique any "
+        "all count_nonzero logsumexp softmax log_softmax _softmax _log_softmax softmin gumbel_softmax "
+        "cumsum cumprod cummax cummin logcumsumexp matmul mm bmm mv dot vdot inner outer addmm addmv addbmm "
+        "baddbmm einsum tensordot linear bilinear _weight_norm layer_norm native_layer_norm batch_norm "
+        "native_batch_norm group_norm instance_norm rms_norm _fused_rms_norm normalize cosine_similarity "
+        "dist cdist conv1d conv2d convolution flip roll diff cov corrcoef trapezoid cumulative_trapezoid "
+        "__matmul__ __rmatmul__ equal allclose quantile"
     ),
     _RANDOM: (
-        "rand rand_like randn randn_like randint randint_like randperm bernoulli normal uniform exponential cauchy "
-        "geometric log_normal multinomial poisson binomial random dropout native_dropout alpha_dropout "
-        "feature_dropout feature_alpha_dropout dropout1d dropout2d dropout3d rrelu rrelu_with_noise"
+        "rand rand_like randn randn_like randint randint_like randperm bernoulli normal uniform exponential "
+        "cauchy geometric log_normal multinomial poisson binomial random dropout native_dropout "
+        "alpha_dropout feature_dropout feature_alpha_dropout dropout1d dropout2d dropout3d rrelu "
+        "rrelu_with_noise"
     ),
     _SHAPE: (
-        "view reshape unsqueeze squeeze transpose permute t T mT flatten unflatten expand repeat repeat_interleave "
-        "tile stack cat concat concatenate hstack vstack dstack chunk split tensor_split unbind select slice narrow "
-        "index index_select gather take masked_select nonzero __getitem__ __iter__ unfold movedim glu expand_as "
-        "view_as reshape_as diag diagonal"
+        "view reshape unsqueeze squeeze transpose permute t T mT flatten unflatten expand repeat "
+        "repeat_interleave tile stack cat concat concatenate hstack vstack dstack chunk split tensor_split "
+        "unfold movedim glu expand_as view_as reshape_as diag diagonal"
     ),
 }
 _FAMILY = {name: family for family, names in _FAMILIES.items() for name in names.split()}
@@ -56,8 +67,8 @@ _VALUE = (
     "torch.where(condition, a, b) in place of if, and & | ~ in place of and, or, not"
 )
 _NUMBER = (
-    "{call} takes a tensor's values out of torch, but a cell is written out once for all values; keep to functions "
-    "of torch, such as torch.exp in place of math.exp"
+    "{call} takes a tensor's values out of torch, but a cell is written out once for all values; keep to "
+    "functions of torch, such as torch.exp in place of math.exp"
 )
 #: By the name of the method of Tensor.
 CONVERSIONS = {
@@ -85,8 +96,8 @@ def text(call: str, operation: str) -> str:
 
 def unknown(call: str) -> str:
     return (
-        f"{call} is not among the functions that kernels have; write it with + - * / **, comparisons and torch.where, "
-        "sigmoid, tanh, exp, log, sqrt, sin, erf and the like (csrc/cells/README.md lists them)"
+        f"{call} is not among the functions that kernels have; write it with + - * / **, comparisons and "
+        "torch.where, sigmoid, tanh, exp, log, sqrt, sin, erf and the like (csrc/cells/README.md lists them)"
     )
 
 
@@ -132,6 +143,8 @@ class CallNames(TorchFunctionMode):
 
 def _spoken(func: Callable[..., Any], name: str) -> str:
     """The function as a user knows it: torch.sum, torch.Tensor.sum, torch.nn.functional.softmax."""
+    if name in ("__getitem__", "__setitem__", "unbind"):
+        return {"__getitem__": "[...]", "__setitem__": "[...] =", "unbind": "iteration or unbind()"}[name]
     full = resolve_name(func)
     if full is None or full.endswith("__get__"):
         return f"torch.{name}"

@@ -1,9 +1,10 @@
 """Which values of forward backward reads from memory, and which it computes again: a minimum cut.
 
-Previous states, new states and parameters are at hand in backward and cost nothing. Any other value that depends
-on no gradient is either saved, for :data:`~customlstm.jit.primitives.SAVE_PRICE`, or computed again from values
-that are at hand. The cheapest choice is the minimum cut of a graph with two vertices a value, "at hand" and
-"computed", whose edges are paid where they lead from a vertex on the source's side to one on the sink's:
+Previous states, new states and parameters are at hand in backward and cost nothing. Any other value that
+depends on no gradient is either saved, for :data:`~customlstm.jit.primitives.SAVE_PRICE`, or computed again
+from values that are at hand. The cheapest choice is the minimum cut of a graph with two vertices a value, "at
+hand" and "computed", whose edges are paid where they lead from a vertex on the source's side to one on the
+sink's:
 
 * source -> at hand, for what the gradients need: infinite;
 * at hand -> computed: the price of saving;
@@ -40,7 +41,9 @@ class Joint:
     gradients: tuple[int, ...]  # of states, gates and parameters
 
 
-def split(builder: Builder, joint: Joint) -> tuple[tuple[Code, tuple[str, ...]], tuple[Code, tuple[str, ...]]]:
+def split(
+    builder: Builder, joint: Joint
+) -> tuple[tuple[Code, tuple[str, ...]], tuple[Code, tuple[str, ...]]]:
     """Forward and backward, each as code and the hints of its instructions."""
     saved = choose_saved(builder, joint)
     forward = builder.code([*joint.gates, *joint.states, *joint.parameters], [*joint.results, *saved])
@@ -123,7 +126,8 @@ def _backward(builder: Builder, joint: Joint, saved: Sequence[int]) -> tuple[Cod
             inputs.append(own.input(builder.nodes[index].hint))
             place.setdefault(index, inputs[-1])
 
-    # The first of two that are the same value is read; a new state last, since it may be rounded to be stored.
+    # The first of two that are the same value is read; a new state last, since it may be rounded to be
+    # stored.
     take(saved)
     take(joint.parameters)
     take(joint.states)

@@ -47,8 +47,8 @@ def read_signature(function: Callable[..., Any]) -> Signature:
             stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**"
             raise cell_error(
                 name,
-                f"it takes {stars}{parameter.name}, but a cell has a fixed number of arguments; name each gate "
-                f"and state, and each parameter after a *: {_EXAMPLE}",
+                f"it takes {stars}{parameter.name}, but a cell has a fixed number of arguments; name each "
+                f"gate and state, and each parameter after a *: {_EXAMPLE}",
             )
         if parameter.kind is parameter.KEYWORD_ONLY:
             keyword_only.append(parameter.name)
@@ -56,24 +56,25 @@ def read_signature(function: Callable[..., Any]) -> Signature:
         elif parameter.default is not parameter.empty:
             raise cell_error(
                 name,
-                f"the positional argument {parameter.name!r} has the default {parameter.default!r}, but gates and "
-                f"states are always given; write it without a default or, for a parameter with one value a unit, "
-                f"after a *: {_EXAMPLE}",
+                f"the positional argument {parameter.name!r} has the default {parameter.default!r}, but "
+                "gates and states are always given; write it without a default or, for a parameter with "
+                f"one value a unit, after a *: {_EXAMPLE}",
             )
         else:
             positional.append(parameter.name)
     if len(keyword_only) > MAX_PARAMETERS:
         raise cell_error(
             name,
-            f"it has {len(keyword_only)} keyword-only parameters, but a cell may have at most {MAX_PARAMETERS}; "
+            f"it has {len(keyword_only)} keyword-only parameters, but a cell may have at most "
+            f"{MAX_PARAMETERS}; "
             "merge some, or write numbers that are not learned as Python numbers",
         )
     if not 2 <= len(positional) <= MAX_GATES + MAX_STATES:
         got = f"{len(positional)} ({', '.join(positional)})" if positional else "none"
         raise cell_error(
             name,
-            f"a cell takes 1 to {MAX_GATES} gates and then 1 to {MAX_STATES} states as positional arguments, got "
-            f"{got}; write it as {_EXAMPLE}",
+            f"a cell takes 1 to {MAX_GATES} gates and then 1 to {MAX_STATES} states as positional "
+            f"arguments, got {got}; write it as {_EXAMPLE}",
         )
     return Signature(name, tuple(positional), tuple(keyword_only), tuple(defaults))
 
@@ -99,6 +100,6 @@ def _default(name: str, parameter: inspect.Parameter) -> float | None:
         return float(value)
     raise cell_error(
         name,
-        f"the parameter {parameter.name!r} has the default {value!r} ({type(value).__name__}), but a default is the "
-        "number that every unit starts with; write a Python number or no default",
+        f"the parameter {parameter.name!r} has the default {value!r} ({type(value).__name__}), but a "
+        "default is the number that every unit starts with; write a Python number or no default",
     )

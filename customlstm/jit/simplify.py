@@ -1,4 +1,5 @@
-"""Values under construction: constants are folded, equal values are one, and nothing changes a bit of a result.
+"""Values under construction: constants are folded, equal values are one, and nothing changes a bit of a
+result.
 
 An identity is used only where it holds for every number, infinities, NaN and the sign of zero included: x + 0
 stays, because of -0 + 0 = 0.
@@ -86,7 +87,12 @@ class Builder:
             if inner is not None:
                 return inner if op == "neg" else self.emit("abs", inner)
             return arguments[0] if op == "abs" and self.nodes[arguments[0]].op == "abs" else None
-        rule = {"add": self._add_rule, "sub": self._sub_rule, "mul": self._mul_rule, "div": self._div_rule}.get(op)
+        rule = {
+            "add": self._add_rule,
+            "sub": self._sub_rule,
+            "mul": self._mul_rule,
+            "div": self._div_rule,
+        }.get(op)
         return rule(*arguments, *numbers) if rule else None
 
     def _add_rule(self, x: int, y: int, x_number: float | None, y_number: float | None) -> int | None:

@@ -26,7 +26,8 @@ def trace(function: Callable[..., Any]) -> Program:
     """The program of a cell function.
 
     Args:
-        function: takes G gate pre-activations and then S previous states as positional arguments and parameters
+        function: takes G gate pre-activations and then S previous states as positional arguments and
+        parameters
             with one value a unit as keyword-only ones, all tensors of one shape, and returns h and the S new
             states. It may use whatever works element by element, in-place operations and
             ``torch.autograd.Function`` included. It is called a few times, with small tensors.
@@ -43,8 +44,8 @@ def trace(function: Callable[..., Any]) -> Program:
     if first != second:
         raise cell_error(
             signature.name,
-            "it computes something else for another dtype or size, or at every call, but one kernel serves them "
-            "all; use numbers in place of what depends on dtype, shape, randomness or outer state",
+            "it computes something else for another dtype or size, or at every call, but one kernel serves "
+            "them all; use numbers in place of what depends on dtype, shape, randomness or outer state",
         )
     return first
 
@@ -98,7 +99,9 @@ def _record(function: Callable[..., Any], signature: Signature, dtype: torch.dty
 
 def _example(number: int, dtype: torch.dtype, size: int) -> Tensor:
     """Distinct numbers of size one; not from torch's generator, which is the user's."""
-    return torch.tensor([((7 * number + 3 * k) % 11 - 4.75) / 5 for k in range(size)], dtype=dtype)
+    return torch.tensor(
+        [((7 * number + 3 * k) % 11 - 4.75) / 5 for k in range(size)], dtype=dtype, device="cpu"
+    )
 
 
 def _call(
@@ -116,7 +119,9 @@ def _call(
     except Exception as error:
         raise cell_error(
             signature.name,
-            f"it raised {type(error).__name__}: {error}; a cell must work on tensors of any one shape",
+            f"it raised {type(error).__name__}: {error}; a cell must run on tensors of any one shape, here "
+            f"{list(copies[0].shape)}",
+            raised=error,
         ) from error
     _check_results(signature, recorder, results, copies[0])
     return tuple(results)
@@ -130,15 +135,16 @@ def _check_results(signature: Signature, recorder: Recorder, results: Any, like:
     if not 2 <= len(results) <= 1 + MAX_STATES:
         raise cell_error(
             name,
-            f"it returns {len(results)} values, but a cell returns h and then 1 to {MAX_STATES} new states; {wanted}",
+            f"it returns {len(results)} values, but a cell returns h and then 1 to {MAX_STATES} new states; "
+            f"{wanted}",
         )
     for number, result in enumerate(results):
         which = "h" if number == 0 else f"new state {number}"
         if not isinstance(result, Tensor):
             raise cell_error(
                 name,
-                f"{which} is {_kind(result)}, but a result must be a tensor; write torch.full_like(c, number) for a "
-                "number",
+                f"{which} is {_kind(result)}, but a result must be a tensor; write torch.full_like(c, "
+                "number) for a number",
             )
         if result.dtype == torch.bool:
             raise cell_error(
@@ -147,20 +153,23 @@ def _check_results(signature: Signature, recorder: Recorder, results: Any, like:
         if result.shape != like.shape:
             raise cell_error(
                 name,
-                f"{which} has shape {list(result.shape)} for arguments of shape {list(like.shape)}, but a result has "
-                "one element for each of theirs; write torch.full_like(c, number) for a number",
+                f"{which} has shape {list(result.shape)} for arguments of shape {list(like.shape)}, but a "
+                "result has one element for each of theirs; write torch.full_like(c, number) for a number",
             )
         if not result.dtype.is_floating_point:
             raise cell_error(
-                name, f"{which} is {result.dtype}, but a cell computes with floating-point numbers; write .to(c.dtype)"
+                name,
+                f"{which} is {result.dtype}, but a cell computes with floating-point numbers; write "
+                ".to(c.dtype)",
             )
     states = len(results) - 1
     gates = len(signature.positional) - states
     if not 1 <= gates <= MAX_GATES:
         raise cell_error(
             name,
-            f"of its {len(signature.positional)} positional arguments the last {states} are states, because it "
-            f"returns {len(results)} values, which leaves {max(gates, 0)} gates, but a cell has 1 to {MAX_GATES}; "
+            f"of its {len(signature.positional)} positional arguments the last {states} are states, because "
+            f"it returns {len(results)} values, which leaves {max(gates, 0)} gates, but a cell has 1 to "
+            f"{MAX_GATES}; "
             "take the gates first and then as many states as it returns after h",
         )
 

@@ -98,7 +98,8 @@ NAMED: dict[str, Function] = {
     for x in (standard, hard_sigmoid, peephole, coupled, slstm, janet, nas, leaky, swap, constants)
 }
 
-#: Unary functions that a cell may use, on all numbers: each with what keeps it in its domain and its slope small.
+#: Unary functions that a cell may use, on all numbers: each with what keeps it in its domain and its slope
+#: small.
 UNARY: dict[str, Function] = {
     "neg": torch.neg,
     "abs": torch.abs,

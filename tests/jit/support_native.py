@@ -83,13 +83,14 @@ void forward(const S* a, const S* w, S* s, S* h, S* saved, int64_t n) {
   }
 }
 template <class Cell, class S>
-void backward(const S* saved, const S* w, const S* s_prev, const S* s, const S* dh, S* ds, S* da, S* dw, int64_t n) {
+void backward(const S* saved, const S* w, const S* s_prev, const S* s, const S* dh, S* ds, S* da, S* dw,
+              int64_t n) {
   using Load = Value<S>;
   using V = typename Load::V;
   CellParams<S> params{};
   for (int64_t at = 0; at < n; at += Load::kCount) {
-    V vsaved[Cell::kSaved], vw[Cell::kParameters + 1] = {}, vprev[Cell::kStates], vs[Cell::kStates], vds[Cell::kStates];
-    V vda[Cell::kGates], vdw[Cell::kParameters + 1];
+    V vsaved[Cell::kSaved], vw[Cell::kParameters + 1] = {}, vprev[Cell::kStates], vs[Cell::kStates];
+    V vds[Cell::kStates], vda[Cell::kGates], vdw[Cell::kParameters + 1];
     for (int k = 0; k < Cell::kSaved; ++k) vsaved[k] = Load::load(saved + k * n + at);
     for (int k = 0; k < Cell::kParameters; ++k) vw[k] = Load::load(w + k * n + at);
     for (int k = 0; k < Cell::kStates; ++k) vprev[k] = Load::load(s_prev + k * n + at);
@@ -110,8 +111,8 @@ def _cell_exports(kind: str, cell: int, prefix: str) -> str:
     for name, s in (("f32", "float"), ("f64", "double")):
         struct = f"{prefix}cell_{cell}::UserCell"
         lines.append(
-            f"EXPORT void forward_{kind}_{cell}_{name}(const {s}* a, const {s}* w, {s}* s, {s}* h, {s}* saved, "
-            f"int64_t n) {{ {prefix}forward<{struct}, {s}>(a, w, s, h, saved, n); }}\n"
+            f"EXPORT void forward_{kind}_{cell}_{name}(const {s}* a, const {s}* w, {s}* s, {s}* h, {s}* "
+            f"saved, int64_t n) {{ {prefix}forward<{struct}, {s}>(a, w, s, h, saved, n); }}\n"
             f"EXPORT void backward_{kind}_{cell}_{name}(const {s}* saved, const {s}* w, const {s}* s_prev, "
             f"const {s}* s, const {s}* dh, {s}* ds, {s}* da, {s}* dw, int64_t n) "
             f"{{ {prefix}backward<{struct}, {s}>(saved, w, s_prev, s, dh, ds, da, dw, n); }}\n"
@@ -124,7 +125,8 @@ def _function_exports(kind: str, name: str, arity: int, prefix: str) -> str:
     call = {"neg": "-x", "div": "x / y"}.get(name, f"{name}({', '.join('xyzu'[:arity])})")
     arguments = ", ".join(f"const S* {x}_" for x in "xyzu"[:arity])
     loads = "".join(f"const auto {x} = Value<S>::load({x}_ + at); " for x in "xyzu"[:arity])
-    body = f"for (int64_t at = 0; at < n; at += Value<S>::kCount) {{ {loads}Value<S>::store({call}, out + at); }}"
+    body = f"{loads}Value<S>::store({call}, out + at);"
+    body = f"for (int64_t at = 0; at < n; at += Value<S>::kCount) {{ {body} }}"
     inner = f"template <class S> void apply_{name}({arguments}, S* out, int64_t n) {{ {body} }}\n"
     for short, s in (("f32", "float"), ("f64", "double")):
         given = ", ".join(f"const {s}* {x}" for x in "xyzu"[:arity])
@@ -137,7 +139,7 @@ def _function_exports(kind: str, name: str, arity: int, prefix: str) -> str:
 
 def _source(kind: str, programs: list[Program], functions: dict[str, int]) -> str:
     above, macros = KINDS[kind]
-    text = "#include <cstddef>\n#include <cstdint>\n#include \"cells/activation.h\"\n#include \"types.h\"\n"
+    text = '#include <cstddef>\n#include <cstdint>\n#include "cells/activation.h"\n#include "types.h"\n'
     if kind == "cuda":
         text += '#include "cuda/functions.h"\n'
     text += _EXPORT + above + macros + "namespace customlstm {\nnamespace test_" + kind + " {\n"
@@ -163,7 +165,12 @@ def compiler() -> list[str]:
 def kinds() -> list[str]:
     """The value types that this machine can run."""
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    wanted = {"default": (), "avx2": ("avx2", "fma"), "avx512": ("avx512dq", "avx512bw", "avx512vl"), "cuda": ()}
+    wanted = {
+        "default": (),
+        "avx2": ("avx2", "fma"),
+        "avx512": ("avx512dq", "avx512bw", "avx512vl"),
+        "cuda": (),
+    }
     return [kind for kind, needs in wanted.items() if all(f" {x} " in f"{flags} " for x in needs)]
 
 
@@ -236,5 +243,3 @@ def build(directory: Path, programs: list[Program], functions: dict[str, int]) -
     done = subprocess.run(link, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(link)}\n{done.stderr[:4000]}"
     return Library(ctypes.CDLL(str(library)), programs)
-
-

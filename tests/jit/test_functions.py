@@ -1,4 +1,5 @@
-"""The functions that generated cells may use: csrc/cpu/functions.inl and csrc/cuda/functions.h against more exact ones."""
+"""The functions that generated cells may use: csrc/cpu/functions.inl and csrc/cuda/functions.h against more
+exact ones."""
 
 import math
 
@@ -40,15 +41,13 @@ def everything(dtype: torch.dtype) -> Tensor:
     ordinary = torch.rand(200_000, generator=generator, dtype=torch.float64) * 1600 - 800
     small = torch.rand(100_000, generator=generator, dtype=torch.float64) * 240 - 120
     ends = [
-        88.72283, 88.72284, -87.33654, -103.97, -103.98, 709.782712893384, 709.7827128933841, -745.13, -745.14,
-        -708.3964185322641, -1.0, 1.0, 0.0, -0.0, math.inf, -math.inf, math.nan, info.max, info.min, info.tiny,
-        info.smallest_normal / 3, info.eps, -info.eps, 1 - info.eps, 1 + info.eps, math.sqrt(0.5), math.sqrt(2.0),
-        -0.5, -0.2928932188134524, 0.41421356237309503,
+        88.72283, 88.72284, -87.33654, -103.97, -103.98, 709.782712893384, 709.7827128933841, -745.13,
+        -745.14, -708.3964185322641, -1.0, 1.0, 0.0, -0.0, math.inf, -math.inf, math.nan, info.max, info.min,
+        info.tiny, info.smallest_normal / 3, info.eps, -info.eps, 1 - info.eps, 1 + info.eps, math.sqrt(0.5),
+        math.sqrt(2.0), -0.5, -0.2928932188134524, 0.41421356237309503,
     ]  # fmt: skip
-    return torch.cat(
-        [spread, near_one.to(dtype), -near_one.to(dtype), ordinary.to(dtype), small.to(dtype)]
-        + [torch.tensor(ends, dtype=dtype)]
-    )
+    numbers = [spread, near_one, -near_one, ordinary, small, torch.tensor(ends, dtype=torch.float64)]
+    return torch.cat([x.to(dtype) for x in numbers])
 
 
 def units_off(found: Tensor, exact: np.ndarray, digits: int, dtype: torch.dtype) -> tuple[float, int]:
@@ -98,7 +97,23 @@ def test_sign_of_zero(compiled: Library, kind: str, name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in PRIMITIVES if name not in ("add", "sub", "mul")])
 def test_as_torch(compiled: Library, kind: str, dtype: torch.dtype, name: str) -> None:
     """Ordinary and special arguments, in all combinations."""
-    special = [0.0, -0.0, 1.0, -1.0, 0.5, 1.5, -2.5, 2.5, 3.0, -3.0, 100.0, -100.0, math.inf, -math.inf, math.nan]
+    special = [
+        0.0,
+        -0.0,
+        1.0,
+        -1.0,
+        0.5,
+        1.5,
+        -2.5,
+        2.5,
+        3.0,
+        -3.0,
+        100.0,
+        -100.0,
+        math.inf,
+        -math.inf,
+        math.nan,
+    ]
     ordinary = torch.linspace(-4, 4, 40).tolist()
     arity = PRIMITIVES[name].arity
     numbers = torch.tensor(special + (ordinary if arity < 4 else []), dtype=dtype)

@@ -26,11 +26,10 @@ def assert_close(found: Tensor, expected: Tensor, tolerance: float, what: str) -
 
 def compare(compiled: Library, kind: str, cell: int, dtype: torch.dtype, tolerance: float) -> None:
     program = compiled.programs[cell]
-    # For the kinks' sake of the same arguments; no kink is where the two dtypes round to different sides of it.
+    # For the kinks' sake of the same arguments; no kink is where the two dtypes round to different sides of
+    # it.
     values = in_torch(lambda *x, **p: program_in_torch(program, x, p), program, PADDED, seed=cell)
-    gates, states, parameters = (
-        stacked(x, dtype) for x in (values.gates, values.states, values.parameters)
-    )
+    gates, states, parameters = (stacked(x, dtype) for x in (values.gates, values.states, values.parameters))
     dh, dstates = values.dh.to(dtype), stacked(values.dstates, dtype)
     h, new, saved = compiled.forward(kind, cell, gates, parameters, states)
     expected_h, expected_new, expected_saved = program.forward_saving([*gates], [*states], [*parameters])
@@ -103,8 +102,8 @@ struct UserCell {{
   static constexpr int kParameters = 1;   // decay
 
   template <class V, class S>
-  static CUSTOMLSTM_INLINE void forward(const CellParams<S>&, const V (&a)[kGates], const V* w,
-                                        V (&s)[kStates], V& h, V (&saved)[kSaved]) {{
+  static CUSTOMLSTM_INLINE void forward(const CellParams<S>&, const V (&a)[kGates],
+                                        const V* w, V (&s)[kStates], V& h, V (&saved)[kSaved]) {{
     const V t_2 = tanh(a[0]);
     const V c_1 = fma(w[0], s[0], t_2);
     const V zero_1 = V::broadcast(S(0.0));
@@ -142,8 +141,8 @@ def arithmetic(text: str) -> dict[str, int]:
     text = re.sub(r"//.*", "", text)
     fused = text.count("fma(")
     return {
-        "mul": len(re.findall(r"\w\]? \* \w", text)) + fused,
-        "add or sub": len(re.findall(r" [+-] \w", text)) + fused,
+        "mul": text.count(" * ") + fused,
+        "add or sub": text.count(" + ") + text.count(" - ") + fused,
         **{name: text.count(f"{name}(") for name in ("sigmoid", "tanh")},
     }
 
@@ -205,16 +204,24 @@ def test_no_name_is_more_than_a_comment(name: str) -> None:
 def test_names_of_the_users_are_no_words_of_cpp() -> None:
     def cell(int, double, register, V, c):
         fma = torch.sigmoid(int)
-        S = torch.tanh(double) * fma
-        const = torch.sin(register) * V
+        S = torch.tanh(double) - fma
+        const = torch.sin(register) / V
         __LINE__ = S + const
         M_PI = __LINE__ * c
         return M_PI, c
 
     text = generate(trace(cell))
-    for line in ("const V fma_1 =", "const V s_1 =", "const V const_1 =", "const V line_1 =", "const V m_pi_1 ="):
+    for line in (
+        "const V fma_1 =",
+        "const V s_1 =",
+        "const V const_1 =",
+        "const V line_1 =",
+        "const V m_pi_1 =",
+    ):
         assert line in text
-    assert re.findall(r"const V (\w+)", text) == [x for x in re.findall(r"const V (\w+)", text) if re.fullmatch(r"[a-z_]+\d*_(\d+|in)", x)]
+    assert re.findall(r"const V (\w+)", text) == [
+        x for x in re.findall(r"const V (\w+)", text) if re.fullmatch(r"[a-z_]+\d*_(\d+|in)", x)
+    ]
     for comment in re.findall(r"//.*", text):
         assert re.fullmatch(r"[A-Za-z0-9_,. /]*", comment)
 
@@ -231,7 +238,10 @@ def test_names_that_are_not_ascii() -> None:
 
 def test_states_that_change_places_are_read_before_they_are_written() -> None:
     text = generate(trace(NAMED["swap"]))
-    assert "    const V s0_in = s[0];\n    const V s1_in = s[1];\n    h = s0_in;\n    s[0] = s1_in;\n    s[1] = s0_in;\n" in text
+    assert (
+        "    const V s0_in = s[0];\n    const V s1_in = s[1];\n    h = s0_in;\n    s[0] = s1_in;\n    s[1] "
+        "= s0_in;\n" in text
+    )
 
 
 def test_products_are_fused_with_signs() -> None:

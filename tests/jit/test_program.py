@@ -90,7 +90,7 @@ class _Sign(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return torch.where(x > 0, 1.0, -1.0)
+        return torch.where(x > 0, 1.0, -1.0).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
@@ -116,7 +116,9 @@ def test_branch_that_overflows_does_not_spoil_the_derivative() -> None:
 def small(program: Program) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     count = len(program.gates) + len(program.states) + len(program.parameters)
-    return [torch.randn(4, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(count)]
+    return [
+        torch.randn(4, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(count)
+    ]
 
 
 def flat(program: Program) -> Callable[..., tuple[Tensor, ...]]:
@@ -156,7 +158,9 @@ def test_under_torch_func() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     tangents = tuple(torch.ones_like(x) for x in inputs)
     found = torch.func.jvp(function, tuple(inputs), tangents)
-    torch.testing.assert_close(found, torch.func.jvp(in_plain, tuple(inputs), tangents), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        found, torch.func.jvp(in_plain, tuple(inputs), tangents), rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -188,7 +192,7 @@ def test_wrong_number_of_tensors() -> None:
         program.forward([x, x], [x], [x])
     with pytest.raises(ValueError, match=r"^states: expected 1 tensors \(c\), got 0$"):
         program.forward([x], [], [x])
-    with pytest.raises(ValueError, match="^parameters: expected none, got 1$"):
+    with pytest.raises(ValueError, match=r"^parameters: expected none, got 1$"):
         trace(NAMED["janet"]).forward([x, x], [x], [x])
 
 
@@ -277,7 +281,7 @@ def test_constants_are_folded_and_equal_values_are_one() -> None:
 def test_only_exact_identities_are_used() -> None:
     assert forward_operations(lambda a, c: (a * 1, c / 1)) == []
     assert forward_operations(lambda a, c: (a - 0.0, a + -0.0)) == []
-    assert forward_operations(lambda a, c: (-(-a), c)) == []
+    assert forward_operations(lambda a, c: (torch.neg(torch.neg(a)), c)) == []
     assert forward_operations(lambda a, c: (a * -1.0, c)) == ["neg"]
     assert forward_operations(lambda a, c: (a / 4, c)) == ["mul"]
     # -0 + 0 is 0, inf * 0 and inf - inf are NaN, a third is rounded.
@@ -290,7 +294,13 @@ def test_only_exact_identities_are_used() -> None:
 
 @pytest.mark.parametrize(
     "function",
-    [lambda x: x * 1 + -0.0, lambda x: -(-x), lambda x: x / 2 - 0.0, lambda x: x + 0.0, lambda x: x * 0.0],
+    [
+        lambda x: x * 1 + -0.0,
+        lambda x: torch.neg(torch.neg(x)),
+        lambda x: x / 2 - 0.0,
+        lambda x: x + 0.0,
+        lambda x: x * 0.0,
+    ],
 )
 def test_special_numbers_go_through_simplification(function: Callable[[Tensor], Tensor]) -> None:
     program = trace(lambda a, c: (function(a), c))
@@ -371,8 +381,11 @@ def set_in(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda d: [], "a program must be a dict with the keys ['backward', 'backward_hints', 'defaults', "
-         "'format', 'forward', 'forward_hints', 'gates', 'name', 'parameters', 'states']"),
+        (
+            lambda d: [],
+            "a program must be a dict with the keys ['backward', 'backward_hints', 'defaults', "
+            "'format', 'forward', 'forward_hints', 'gates', 'name', 'parameters', 'states']",
+        ),
         (set_in("format", to=2), "format must be 1, got 2"),
         (set_in("name", to=3), "name must be a str, got int"),
         (set_in("gates", to=[]), "there must be 1 to 8 gates, got 0"),
@@ -380,22 +393,49 @@ def set_in(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
         (set_in("gates", 0, to="a; b"), "'a; b' is no name of one of the gates"),
         (set_in("gates", 0, to="for"), "'for' is no name of one of the gates"),
         (set_in("gates", to="ifgo"), "gates must be a list, got str"),
-        (set_in("gates", 0, to="c"), "names must be distinct, got ['c', 'f', 'g', 'o', 'c', 'p_i', 'p_f', 'p_o']"),
-        (set_in("defaults", to=[None]), "defaults must be a float or None for each of 3 parameters, got (None,)"),
+        (
+            set_in("gates", 0, to="c"),
+            "names must be distinct, got ['c', 'f', 'g', 'o', 'c', 'p_i', 'p_f', 'p_o']",
+        ),
+        (
+            set_in("defaults", to=[None]),
+            "defaults must be a float or None for each of 3 parameters, got (None,)",
+        ),
         (set_in("defaults", 1, to=0.5), "defaults: a number must be a str in hex, got float"),
         (set_in("defaults", 1, to="0.5"), "defaults: '0.5' is not how float.hex() writes that number"),
         (set_in("defaults", 1, to="half"), "defaults: 'half' is no number"),
         (set_in("forward", to=None), "forward must be a dict with the keys inputs, instructions and results"),
         (set_in("forward", "inputs", to=7), "forward must have 8 inputs, got 7"),
-        (set_in("forward", "instructions", 0, to=["system", [0]]), "forward, instruction 0: unknown operation 'system'"),
-        (set_in("forward", "instructions", 0, to=["mul", [5]]), "forward, instruction 0: mul takes 2 arguments, got 1"),
-        (set_in("forward", "instructions", 0, to=["mul", [5, 8]]), "forward, instruction 0: there is no value 8, only 8"),
-        (set_in("forward", "instructions", 0, to=["mul", [5, -1]]), "forward, instruction 0: there is no value -1, only 8"),
-        (set_in("forward", "instructions", 0, to=["mul", [5, True]]), "forward, instruction 0: there is no value True, only 8"),
-        (set_in("forward", "instructions", 0, to=["mul", [5, "4"]]), "forward, instruction 0: there is no value '4', only 8"),
+        (
+            set_in("forward", "instructions", 0, to=["system", [0]]),
+            "forward, instruction 0: unknown operation 'system'",
+        ),
+        (
+            set_in("forward", "instructions", 0, to=["mul", [5]]),
+            "forward, instruction 0: mul takes 2 arguments, got 1",
+        ),
+        (
+            set_in("forward", "instructions", 0, to=["mul", [5, 8]]),
+            "forward, instruction 0: there is no value 8, only 8",
+        ),
+        (
+            set_in("forward", "instructions", 0, to=["mul", [5, -1]]),
+            "forward, instruction 0: there is no value -1, only 8",
+        ),
+        (
+            set_in("forward", "instructions", 0, to=["mul", [5, True]]),
+            "forward, instruction 0: there is no value True, only 8",
+        ),
+        (
+            set_in("forward", "instructions", 0, to=["mul", [5, "4"]]),
+            "forward, instruction 0: there is no value '4', only 8",
+        ),
         (set_in("forward", "instructions", 0, to=["mul"]), "forward: ['mul'] is no instruction"),
         (set_in("forward", "instructions", 0, to=[["mul"], []]), "forward: [['mul'], []] is no instruction"),
-        (set_in("forward", "instructions", 0, to=["constant", [1]]), "forward: a number must be a str in hex, got list"),
+        (
+            set_in("forward", "instructions", 0, to=["constant", [1]]),
+            "forward: a number must be a str in hex, got list",
+        ),
         (set_in("forward", "results", to=[0, 1]), "forward must save 1 to 16 values, got 0"),
         (set_in("forward", "results", to=list(range(8)) * 3), "forward must save 1 to 16 values, got 22"),
         (set_in("forward", "results", 0, to=99), "forward, results: there is no value 99, only 23"),
@@ -404,9 +444,12 @@ def set_in(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
         (set_in("forward_hints", 0, to="x;"), "forward: 'x;' is no name"),
         (set_in("forward_hints", 0, to="x\n"), "forward: 'x\\n' is no name"),
         (set_in("forward_hints", 0, to=1), "forward: 1 is no name"),
-        (set_in("forward", "instructions", to=[["neg", [0]]] * 2001), "forward has 2001 instructions, at most 2000"),
+        (
+            set_in("forward", "instructions", to=[["neg", [0]]] * 2001),
+            "forward has 2001 instructions, at most 2000",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_data_is_refused(change: Callable[[dict[str, Any]], Any], text: str) -> None:
     with pytest.raises(ValueError) as error:
         Program.from_data(bad(change))
