@@ -224,7 +224,10 @@ class Program:
             isinstance(data, dict) and set(data) == keys,
             f"a program must be a dict with the keys {sorted(keys)}",
         )
-        _check(data["format"] == _FORMAT, f"format must be {_FORMAT}, got {data['format']!r}")
+        _check(
+            type(data["format"]) is int and data["format"] == _FORMAT,
+            f"format must be {_FORMAT}, got {data['format']!r}",
+        )
         return cls(
             data["name"],
             _tuple("gates", data["gates"]),
@@ -279,7 +282,8 @@ def _check_names(what: str, names: tuple[str, ...], least: int, most: int) -> No
 
 
 def _check_code(what: str, code: Code, inputs: int) -> None:
-    _check(code.inputs == inputs, f"{what} must have {inputs} inputs, got {code.inputs}")
+    good = type(code.inputs) is int and code.inputs == inputs
+    _check(good, f"{what} must have {inputs} inputs, got {code.inputs!r}")
     count = len(code.instructions)
     _check(count <= MAX_INSTRUCTIONS, f"{what} has {count} instructions, at most {MAX_INSTRUCTIONS}")
     for number, instruction in enumerate(code.instructions):

@@ -127,10 +127,10 @@ class Recorder(TorchDispatchMode):
         return self._functional(func, name, args, kwargs)
 
     def _functional(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise self.error(refusals.random(self._called(name)))
         if not any(isinstance(x, Tensor) and self._is_ours(x) for x in _flat(args, kwargs)):
-            if torch.Tag.nondeterministic_seeded in func.tags or name.startswith("rand"):
-                raise self._refusal(name)
-            if name not in _FILLED and name not in ("arange", "empty", "empty_strided"):
+            if name not in _FILLED and name not in ("lift_fresh", "arange", "empty", "empty_strided"):
                 return func(*args, **kwargs)  # on numbers that were known before: its result is one, too
         if name in _ALIASES or name in _COPIES:
             return self._moved(func, name, args, kwargs)
@@ -184,7 +184,7 @@ class Recorder(TorchDispatchMode):
             raise self._refusal(name)
         if name in _ALIASES and id(source) in self._boxes:
             return self._remember(result, self._boxes[id(source)])
-        return self._remember(result, _Box(self._symbol(source)))
+        return self._remember(result, _Box(self._in_dtype(self._symbol(source), result)))
 
     def _filled(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         result = func(*args, **kwargs)
@@ -198,7 +198,7 @@ class Recorder(TorchDispatchMode):
         # The number as it was written, not as the dtype of this tensor rounds it.
         written = [x for at, x in _named(func, args, kwargs) if at in ("fill_value", "s", "value")]
         value = written[0] if written and isinstance(written[0], (int, float)) else result.flatten()[0]
-        return self._remember(result, _Box(self.builder.constant(float(value))))
+        return self._remember(result, _Box(self._in_dtype(self.builder.constant(float(value)), result)))
 
     def _is_fill_by_unit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         return len(args) > 1 and isinstance(args[1], Tensor) and self.depends_on_units(args[1])
@@ -224,10 +224,14 @@ class Recorder(TorchDispatchMode):
             )
         if name == "copy_":
             symbol = self._symbol(args[1])
+            whole = not (target.dtype.is_floating_point or target.dtype == torch.bool)
+            if whole and not self._is_constant(symbol):
+                raise self.error(refusals.dtype(self._called(name), target.dtype))
         else:
             with self:
                 symbol = self._symbol(functional(*args, **kwargs))
         result = func(*args, **kwargs)
+        symbol = self._in_dtype(symbol, target)
         if id(target) in self._boxes:
             self._boxes[id(target)].value = symbol
         else:
@@ -243,8 +247,8 @@ class Recorder(TorchDispatchMode):
         """Takes ``symbol`` for the value of ``result``, if that may be one of a cell's."""
         if isinstance(symbol, Condition) and symbol.is_known(self.builder):
             symbol = number(self.builder, symbol)
-        constant = isinstance(symbol, int) and self.builder.constant_of(symbol) is not None
-        if not constant:
+        symbol = self._in_dtype(symbol, result)
+        if not self._is_constant(symbol):
             if result.shape != self._shape:
                 raise self.error(refusals.shape(self._called(name)))
             # Of two Python numbers torch.where makes int64 or the default dtype; the next operation promotes
@@ -261,6 +265,19 @@ class Recorder(TorchDispatchMode):
         if frame is not None and isinstance(symbol, int):
             self._lines.append((frame.f_code, frame.f_lineno, symbol))
         return self._remember(result, _Box(symbol))
+
+    def _is_constant(self, symbol: Symbol) -> bool:
+        return isinstance(symbol, int) and self.builder.constant_of(symbol) is not None
+
+    def _in_dtype(self, symbol: Symbol, tensor: Tensor) -> Symbol:
+        """``symbol`` as ``tensor`` holds it, if that is no floating-point one: rounded, or a condition."""
+        if tensor.dtype.is_floating_point or isinstance(symbol, Condition):
+            return symbol
+        if self._is_constant(symbol):
+            return self.builder.constant(float(tensor.flatten()[0]))
+        if tensor.dtype == torch.bool:
+            return LOWERINGS["ne"](self.builder, symbol, self.builder.constant(0.0))
+        return symbol
 
     def _remember(self, tensor: Tensor, box: _Box) -> Tensor:
         self._kept.append(tensor)

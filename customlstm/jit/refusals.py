@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 if TYPE_CHECKING:
     from .recorder import Recorder
 
-__all__ = ["CONVERSIONS", "CallNames", "dtype", "family", "shape", "text", "unknown"]
+__all__ = ["CONVERSIONS", "CallNames", "dtype", "family", "random", "shape", "text", "unknown"]
 
 _MIXES = (
     "{call} combines several elements, but a cell computes every unit of every sequence by itself; use "
@@ -103,6 +103,10 @@ def unknown(call: str) -> str:
 
 def shape(call: str) -> str:
     return _SHAPE.format(call=call)
+
+
+def random(call: str) -> str:
+    return _RANDOM.format(call=call)
 
 
 def dtype(call: str, found: torch.dtype) -> str:

@@ -120,7 +120,8 @@ def _cell_exports(kind: str, cell: int, prefix: str) -> str:
     return "".join(lines)
 
 
-def _function_exports(kind: str, name: str, arity: int, prefix: str) -> str:
+def _function_exports(kind: str, name: str, arity: int, prefix: str) -> tuple[str, str]:
+    """Text inside and outside of the namespace."""
     lines = []
     call = {"neg": "-x", "div": "x / y"}.get(name, f"{name}({', '.join('xyzu'[:arity])})")
     arguments = ", ".join(f"const S* {x}_" for x in "xyzu"[:arity])

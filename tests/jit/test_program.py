@@ -406,6 +406,8 @@ def set_in(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
         (set_in("defaults", 1, to="half"), "defaults: 'half' is no number"),
         (set_in("forward", to=None), "forward must be a dict with the keys inputs, instructions and results"),
         (set_in("forward", "inputs", to=7), "forward must have 8 inputs, got 7"),
+        (set_in("forward", "inputs", to=8.0), "forward must have 8 inputs, got 8.0"),
+        (set_in("format", to=True), "format must be 1, got True"),
         (
             set_in("forward", "instructions", 0, to=["system", [0]]),
             "forward, instruction 0: unknown operation 'system'",
