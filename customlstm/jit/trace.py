@@ -84,7 +84,7 @@ def _record(function: Callable[..., Any], signature: Signature, dtype: torch.dty
         gradients=(*gradients[gates:positional], *gradients[:gates], *gradients[positional:]),
     )
     (forward, forward_hints), (backward, backward_hints) = split(recorder.builder, joint)
-    return Program(
+    program = Program(
         signature.name,
         signature.positional[:gates],
         signature.positional[gates:],
@@ -95,13 +95,46 @@ def _record(function: Callable[..., Any], signature: Signature, dtype: torch.dty
         forward_hints,
         backward_hints,
     )
+    _check_program(program, leaves, tangents, results, found)
+    return program
+
+
+def _check_program(
+    program: Program,
+    inputs: Sequence[Tensor],
+    tangents: Sequence[Tensor],
+    results: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+) -> None:
+    """Runs the program on what the function was run on.
+
+    A torch whose operations mean something else than this package knows must not go unnoticed. Not every
+    element has to agree: at a jump a rounding decides.
+    """
+    gates, positional = len(program.gates), len(program.gates) + len(program.states)
+    with torch.no_grad():
+        own, states, parameters = inputs[:gates], inputs[gates:positional], inputs[positional:]
+        h, new, saved = program.forward_saving(own, states, parameters)
+        of_states, of_gates, of_parameters = program.backward(
+            saved, parameters, states, new, tangents[0], tangents[1:]
+        )
+        pairs = list(zip([h, *new], results, strict=True))
+        for ours, theirs in zip([*of_gates, *of_states, *of_parameters], gradients, strict=True):
+            pairs.append((ours, torch.zeros_like(ours) if theirs is None else theirs))
+        for ours, theirs in pairs:
+            near = torch.isclose(ours, theirs.to(ours.dtype), rtol=1e-3, atol=1e-3, equal_nan=True)
+            if 2 * int(near.sum()) < near.numel():
+                raise cell_error(
+                    program.name,
+                    "its kernel would compute something else than it does, which is an error of customlstm "
+                    f"with torch {torch.__version__}; please report it, with the function",
+                )
 
 
 def _example(number: int, dtype: torch.dtype, size: int) -> Tensor:
-    """Distinct numbers of size one; not from torch's generator, which is the user's."""
-    return torch.tensor(
-        [((7 * number + 3 * k) % 11 - 4.75) / 5 for k in range(size)], dtype=dtype, device="cpu"
-    )
+    """Distinct numbers of size one, others for each size; not from torch's generator, which is the user's."""
+    numbers = [((7 * number + 3 * k + size) % 11 - 4.75) / 5 for k in range(size)]
+    return torch.tensor(numbers, dtype=dtype, device="cpu")
 
 
 def _call(

@@ -18,6 +18,7 @@ from support_cells import NAMED, standard
 from torch import Tensor
 
 from customlstm.jit import CellError, generate, trace
+from customlstm.jit.lowering import LOWERINGS
 
 UNITS = torch.ones(3)
 COUNTER = torch.zeros(())
@@ -415,6 +416,47 @@ def test_numbers_of_a_closure_are_constants() -> None:
     assert trace(lambda a, c: (a * torch.full_like(c, 0.3), c)) == expected
     assert trace(lambda a, c: (a * as_tensor.item(), c)) == expected
     assert trace(lambda a, c: (a * 0.3 if as_tensor > 0 else a, c)) == expected
+
+
+def test_dtypes_of_constants_are_kept() -> None:
+    twice = trace(lambda a, c: (a * 2, c))
+    assert trace(lambda a, c: (a * torch.full_like(c, 2.7).long(), c)) == twice
+    assert trace(lambda a, c: (a * (torch.full_like(c, 6.0).int() & 3), c)) == twice
+    assert trace(lambda a, c: (a * 2 * torch.full_like(c, 0.5, dtype=torch.bool), c)) == twice
+
+    def changed(a, c):
+        k = torch.tensor(1.0)
+        k += 1
+        return a * k, c
+
+    assert trace(changed) == twice
+
+    def condition(a, c):
+        mask = c > 0
+        mask.copy_(a)
+        return mask * c, c
+
+    assert trace(condition) == trace(lambda a, c: (torch.where(a != 0, 1.0, 0.0) * c, c))
+
+
+def test_whole_numbers_are_no_place_for_real_ones() -> None:
+    def whole(a, c):
+        number = torch.where(c > 0, 1, 0)
+        number.copy_(a)
+        return number * c, c
+
+    with pytest.raises(CellError, match=r"cell function 'whole': torch.Tensor.copy_ gives torch.int64, but"):
+        trace(whole)
+
+
+def test_program_that_is_not_the_function_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOWERINGS, "tanh", LOWERINGS["cos"])
+    with pytest.raises(CellError) as error:
+        trace(NAMED["janet"])
+    assert str(error.value) == (
+        "cell function 'janet': its kernel would compute something else than it does, which is an error of "
+        f"customlstm with torch {torch.__version__}; please report it, with the function"
+    )
 
 
 def test_views_of_the_same_shape_are_the_same_value() -> None:
