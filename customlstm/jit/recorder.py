@@ -8,9 +8,7 @@ value in the box. The tensors themselves are real and small: what is not an oper
 
 from __future__ import annotations
 
-import ast
 import inspect
-import textwrap
 from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any
@@ -22,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from . import refusals
 from .errors import CellError, cell_error, user_frame
 from .lowering import LOWERINGS, Condition, Symbol, Unsupported, number
+from .names import assignments
 from .program import MAX_INSTRUCTIONS
 from .simplify import Builder
 
@@ -98,7 +97,7 @@ class Recorder(TorchDispatchMode):
     def name_values(self, function: Callable[..., Any]) -> None:
         """Gives values the names of the variables that ``function`` assigns them to."""
         code = getattr(inspect.unwrap(function), "__code__", None)
-        for first, last, name in _assignments(function):
+        for first, last, name in assignments(function):
             made = [index for where, line, index in self._lines if where is code and first <= line <= last]
             if made and not self.builder.nodes[made[-1]].hint:
                 self.builder.nodes[made[-1]].hint = name
@@ -339,24 +338,3 @@ def _functional_twin(func: Any, name: str) -> Any:
         return None
     packet = getattr(torch.ops.aten, name[:-1], None)
     return getattr(packet, func._overloadname, None) if name != "copy_" else torch.ops.aten.copy.default
-
-
-def _assignments(function: Callable[..., Any]) -> list[tuple[int, int, str]]:
-    """First line, last line and name of every assignment of one value to one name, if there is a source."""
-    try:
-        lines, start = inspect.getsourcelines(function)
-        tree = ast.parse(textwrap.dedent("".join(lines)))
-    except (OSError, TypeError, SyntaxError):  # typed at a prompt, or a lambda in the midst of an expression
-        return []
-    statements = [node for node in ast.walk(tree) if isinstance(node, ast.stmt)]
-    begun = [node.lineno for node in statements]
-    found = []
-    for node in statements:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        if not isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign)) or len(targets) != 1:
-            continue
-        if begun.count(node.lineno) > 1:  # a; b on one line: which of them made a value is not known
-            continue
-        if isinstance(targets[0], ast.Name) and targets[0].id.isascii() and len(targets[0].id) <= 40:
-            found.append((node.lineno + start - 1, node.end_lineno + start - 1, targets[0].id))
-    return found
