@@ -117,9 +117,7 @@ def _sign(b: Builder, x: int) -> int:
 
 def _relu(b: Builder, x: int) -> int:
     zero = b.constant(0.0)
-    return b.emit(
-        "select_ge", zero, x, zero, x
-    )  # this way round NaN goes through, and the derivative at 0 is 0
+    return b.emit("select_ge", zero, x, zero, x)  # this way round NaN goes through
 
 
 def _at_least(b: Builder, x: int, low: int) -> int:
@@ -147,7 +145,6 @@ def _is_nan(b: Builder, x: int) -> bool:
 def _hardtanh(b: Builder, x: int, low: int | None = None, high: int | None = None) -> int:
     low = b.constant(-1.0) if low is None else low
     high = b.constant(1.0) if high is None else high
-    # The derivative on a bound is 0, other than that of clamp.
     return b.emit("select_ge", low, x, low, b.emit("select_ge", x, high, high, x))
 
 

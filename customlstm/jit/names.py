@@ -1,4 +1,4 @@
-"""What a user calls the values of a cell function: read from its source, so that generated code reads well."""
+"""What a user calls the values of a cell function: read from its source, for readable generated code."""
 
 from __future__ import annotations
 

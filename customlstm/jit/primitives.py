@@ -1,9 +1,7 @@
 """The operations that a program consists of: what each takes, what it costs, what it is in torch.
 
 Every value is a number; a condition exists only inside ``select_*``, whose first two arguments are compared
-and whose last two are the values where the comparison holds and where not. Derivatives at ties are those that
-the torch functions here have, so lowering (see ``lowering.py``) picks the form whose derivative is the wanted
-one.
+and whose last two are the values where the comparison holds and where not.
 """
 
 from __future__ import annotations
