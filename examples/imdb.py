@@ -88,15 +88,28 @@ def encode(reviews: Reviews, words: Words, options: argparse.Namespace) -> Datas
     return Dataset(documents, torch.tensor(reviews.labels, dtype=torch.float32))
 
 
+class Diverged(cli.UsageError):
+    """The loss is no longer a finite number; `what` says so, without the options that would help."""
+
+    def __init__(self, loss: float, epoch: int) -> None:
+        self.what = f"the loss became {loss} in epoch {epoch}"
+        super().__init__(f"{self.what}; lower --lr, or change --cell")
+
+
 @torch.no_grad()
-def accuracy(model: Classifier, data: Dataset, device: torch.device, name: str) -> float:
-    """The fraction of reviews whose score has the right sign."""
+def verdicts(model: Classifier, data: Dataset, device: torch.device, name: str) -> Tensor:
+    """Bool [N], whether each review's score has the right sign; by length, in the same order every time."""
     model.eval()
-    right = 0
+    right = []
     for words, lengths, labels in track(list(data.batches(256)), desc=name, unit="batch"):
         scores = model(words.to(device), lengths)
-        right += int(((scores > 0).cpu() == (labels > 0.5)).sum())
-    return right / len(data)
+        right.append((scores > 0).cpu() == (labels > 0.5))
+    return torch.cat(right)
+
+
+def accuracy(model: Classifier, data: Dataset, device: torch.device, name: str) -> float:
+    """The fraction of reviews whose score has the right sign."""
+    return int(verdicts(model, data, device, name).sum()) / len(data)
 
 
 def train(
@@ -129,9 +142,7 @@ def train(
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 value = loss.item()
                 if not math.isfinite(value):
-                    raise cli.UsageError(
-                        f"the loss became {value} in epoch {epoch}; lower --lr, or change --cell"
-                    )
+                    raise Diverged(value, epoch)
                 optimiser.step()
                 schedule.step()
                 seconds += time.perf_counter() - start

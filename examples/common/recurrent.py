@@ -24,7 +24,7 @@ CELL_HELP = (
 )
 
 # What a piecewise-linear activation fits in each place, and where: beyond, both are flat to within 0.1 %.
-_FITS = {"gate": ("sigmoid", (-7.0, 7.0)), "cell": ("tanh", (-4.0, 4.0)), "output": ("tanh", (-4.0, 4.0))}
+FITS = {"gate": ("sigmoid", (-7.0, 7.0)), "cell": ("tanh", (-4.0, 4.0)), "output": ("tanh", (-4.0, 4.0))}
 
 
 def _activation(text: str, place: str) -> Any:
@@ -35,7 +35,7 @@ def _activation(text: str, place: str) -> Any:
             (knots,) = (int(number) for number in numbers)
         except ValueError:
             raise ValueError(f"expected pwl:K with a whole number of knots K, got {text!r}") from None
-        function, bounds = _FITS[place]
+        function, bounds = FITS[place]
         return customlstm.PiecewiseLinear.fit(function, knots=knots, bounds=bounds)
     try:
         values = [float(number) for number in numbers]
@@ -58,7 +58,7 @@ def parse_cell(text: str) -> customlstm.Cell:
         parts = (parts[0],) * 3 if parts[0].startswith("pwl") else (parts[0], "tanh", "tanh")
     elif len(parts) == 2:
         parts = (*parts, parts[1])
-    gate, cell, output = (_activation(part, place) for part, place in zip(parts, _FITS, strict=True))
+    gate, cell, output = (_activation(part, place) for part, place in zip(parts, FITS, strict=True))
     return customlstm.Cell(gate_activation=gate, cell_activation=cell, output_activation=output)
 
 
