@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,18 +13,21 @@ DIVERGED = "diverged"
 
 def report(result: dict[str, Any]) -> str:
     """The tables: accuracy and time of every cell, and what one place alone costs."""
-    tested, rounds = result["reviews"]["test"], result["settings"]["rounds"]
-    seeds = len(result["seeds"])
-    models = f"{seeds} trained model{'s' * (seeds != 1)}"
-    return (
-        f"Accuracy on {tested:,} test reviews, mean of {models}. In points: what it is more "
-        "than with exact activations, ± the standard error of that over the reviews, and in brackets the "
-        "smallest and the largest of the models. Milliseconds are for a batch of "
-        f"{result['settings']['batch']}, forward and backward of training, and inference; medians of "
-        f"{rounds}, in turn.\n\n{_accuracy_table(result)}\n\n"
-        "Where the loss comes from: one place replaced, the others exact, not trained again. In points as "
-        f"above.\n\n{_places_table(result)}\n"
+    settings, seeds = result["settings"], len(result["seeds"])
+    about = (
+        f"Accuracy on {result['reviews']['test']:,} test reviews, mean of {seeds} trained "
+        f"model{'s' * (seeds != 1)}. In points: what it is more than with exact activations, ± the standard "
+        "error of that over the reviews, and in brackets the smallest and the largest of the models. "
+        f"Milliseconds are for a batch of {settings['batch']}, forward and backward of training, and "
+        f"inference; medians of {settings['rounds']}, in turn."
     )
+    places = "Where the loss comes from: one place replaced, the others exact, not trained again; in points."
+    parts = (_fill(about), _accuracy_table(result), _fill(places), _places_table(result))
+    return "\n\n".join(parts) + "\n"
+
+
+def _fill(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _accuracy_table(result: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from common import cli, made_up, replacing, replacing_report, reviews
 
 import customlstm
 
+ROOT = Path(__file__).resolve().parents[2]
 TINY = "--demo --seeds 2 --epochs 4 --test-reviews 120 --rounds 2".split()
 CELLS = ["plain", "hard", "pwl:4,hard_tanh", "pwl:3", "pwl:4", "pwl:32"]
 
@@ -287,6 +288,19 @@ def test_made_up_reviews() -> None:
             if word in ("superb", "moving", "funny", "awful", "dull", "clumsy")
         ]
         assert good == [bool(label)] * 3
+
+
+# --- the committed result ---
+
+
+def test_the_document_shows_the_committed_result() -> None:
+    stored = ROOT / "benchmarks" / "results" / "2026-11-22-epyc-zen4-quantised.json"
+    result = json.loads(stored.read_text(encoding="utf-8"))
+    text = (ROOT / "docs" / "quantised.md").read_text(encoding="utf-8")
+    for line in replacing_report.report(result).splitlines():
+        assert line in text
+    assert stored.name in text and "plots/quantised-activations.svg" in text
+    assert not result["interrupted"]
 
 
 @pytest.mark.slow
