@@ -122,7 +122,8 @@ def train(
     """Trains to the last epoch or Ctrl-C, and leaves `model` with the weights best on `validation`."""
     generator = torch.Generator().manual_seed(options.seed)
     optimiser = torch.optim.Adam(model.parameters(), lr=options.lr, fused=device.type in ("cpu", "cuda"))
-    steps = options.epochs * -(-len(training) // options.batch)
+    # At least 6: OneCycleLR divides by pct_start * steps - 1.
+    steps = max(6, options.epochs * -(-len(training) // options.batch))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.lr, steps, pct_start=0.2)
     losses: list[tuple[float, float]] = []
     validated: list[tuple[float, float]] = []

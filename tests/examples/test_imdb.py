@@ -96,6 +96,12 @@ def test_equal_seeds_give_equal_runs(archive: Path, tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
+def test_a_run_of_five_steps(archive: Path, tmp_path: Path) -> None:
+    short = ["--limit", 40, *SMALL, "--batch", 8, "--epochs", 1]  # 36 reviews to train on
+    assert run("--data", archive, *short, "--out", tmp_path) == 0
+    assert json.loads((tmp_path / "result.json").read_text())["test_accuracy"] >= 0
+
+
 def test_interrupt_measures_what_is_there(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
