@@ -107,7 +107,8 @@ def picture(result: dict[str, Any]) -> Any:
         _draw(right, found, 0.2 * (number - 1), f"C{number + 2}", place)
     right.set_title("in one place alone, replaced", fontsize=9)
     for axes, shown in ((left, cells), (right, result["places"])):
-        axes.set_xticks(range(len(shown)), [title(cell).replace(", ", ",\n") for cell in shown])
+        labels = [title(cell).replace(", ", ",\n") for cell in shown]
+        axes.set_xticks(range(len(shown)), labels, fontsize=7.5)
         axes.axhline(0.0, color="black", linewidth=1)
         axes.set_ylabel("accuracy gained, points")
         axes.grid(axis="y", alpha=0.3)
