@@ -18,12 +18,13 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 import customlstm
 
 from .grid import Setting
-from .loop import scripted
+from .loop import PythonLoop, scripted
 
 Run = Callable[[], Any]
 Contenders = Mapping[str, Callable[[], Run]]  # name: builds it
 
 OURS, THEIRS, LOOP, REFERENCE = "customlstm", "nn.LSTM", "TorchScript loop", "reference"
+PYTHON_LOOP = "Python loop"
 CELLS = ("hard", "piecewise")
 # Of the cell, then of the module; the clips hold for a few of the values.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -40,13 +41,19 @@ MODULE_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+# Of customlstm.cells, by name: the cell of nn.LSTM as a user would write it, and one that nn.LSTM cannot be.
+WRITTEN = ("standard", "slstm")
+
+
 @lru_cache
-def cell_of(name: str | None) -> customlstm.Cell | None:
-    """One of CELLS or OPTIONS, or None for the plain one. Made when asked for: few need a fitted one."""
+def cell_of(name: str | None) -> customlstm.cells.AnyCell | None:
+    """One of CELLS, OPTIONS or WRITTEN, or None for the plain one. Made when asked for: few need a fit."""
     if name is None:
         return None
     if name in OPTIONS:
         return customlstm.Cell(**OPTIONS[name])
+    if name in WRITTEN:
+        return getattr(customlstm.cells, name)
     if name == "hard":
         return customlstm.Cell("hard_sigmoid", "hard_tanh", "hard_tanh")
     tanh = customlstm.PiecewiseLinear.fit("tanh", knots=16)
@@ -181,6 +188,22 @@ def option_references(setting: Setting, mode: str, device: str) -> dict[str, Cal
         f"{name}, {REFERENCE}": whole(setting, mode, device, same_weights, backend="reference", cell=name)
         for name in OPTIONS
     }
+
+
+def python_loop(setting: Setting, device: str, cell: str) -> nn.Module:
+    return PythonLoop(same_weights(setting, device, cell=cell, backend="reference"))
+
+
+def written(setting: Setting, mode: str, device: str) -> dict[str, Callable[[], Run]]:
+    """Cells that users write against the plain one, and those of several states against loops."""
+    found = {OURS: whole(setting, mode, device, same_weights, backend="fused")}
+    for name in WRITTEN:
+        found[name] = whole(setting, mode, device, same_weights, backend="fused", cell=name)
+    if setting.loop:
+        name = WRITTEN[-1]
+        found[f"{name}, {PYTHON_LOOP}"] = whole(setting, mode, device, python_loop, cell=name)
+        found[f"{name}, {LOOP}"] = whole(setting, mode, device, loop, cell=name)
+    return found
 
 
 def random_lengths(setting: Setting) -> Tensor:

@@ -181,7 +181,7 @@ def suite_settings(suite: str, device: str, grid: str, dtypes: Sequence[str] | N
         raise ValueError(f"--grid is {grid!r}, expected one of {', '.join(GRIDS)}")
     if suite == "layer":
         return settings(device, grid, dtypes or (CPU_DTYPES if device == "cpu" else None))
-    if suite in ("cells", "options"):
+    if suite in ("cells", "options", "written"):
         found = settings(device, grid, dtypes)
         return [s for s in found if s.cells and s.layers == 1 and not s.bidirectional]
     shapes = {

@@ -39,6 +39,23 @@ def hard(x: Tensor, w_ih: Tensor, w_hh: Tensor, b: Tensor) -> Tensor:
     return torch.stack(outputs)
 
 
+def slstm(x: Tensor, w_ih: Tensor, w_hh: Tensor, b: Tensor) -> Tensor:
+    """customlstm.cells.slstm."""
+    h = torch.zeros([x.size(1), w_hh.size(1)], dtype=x.dtype, device=x.device)
+    c, n, m = h, h, h
+    outputs: list[Tensor] = []
+    for x_t in x.unbind(0):
+        i, f, z, o = torch.addmm(torch.addmm(b, x_t, w_ih.t()), h, w_hh.t()).chunk(4, 1)
+        forget = F.logsigmoid(f)
+        new_m = torch.maximum(forget + m, i)
+        i, f = torch.exp(i - new_m), torch.exp(forget + m - new_m)
+        c = f * c + i * torch.tanh(z)
+        n = f * n + i
+        h, m = torch.sigmoid(o) * (c / n), new_m
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
 def _segments(t: Tensor, table: Tensor) -> Tensor:
     """Piecewise linear; the rows of ``table``: where segments start, their value there, their slope."""
     starts, values, slopes = table.unbind(0)
@@ -81,10 +98,32 @@ class LoopLSTM(nn.Module):
         return (self.function(x, w_ih, w_hh, b_ih + b_hh, *self.tables),)
 
 
-def scripted(lstm: nn.LSTM, cell: customlstm.Cell | None = None) -> LoopLSTM:
-    """``cell``: None for the plain one, one of hard functions, or one of piecewise-linear functions."""
+class PythonLoop(nn.Module):
+    """One direction, one layer of a cell that a user wrote: its function, one step after another, in eager mode."""
+
+    def __init__(self, lstm: customlstm.LSTM) -> None:
+        super().__init__()
+        self.lstm = lstm
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        lstm = self.lstm
+        cell, (w_ih, w_hh, b_ih, b_hh) = lstm.cell, lstm.all_weights[0]
+        gates_x = F.linear(x, w_ih, b_ih + b_hh)
+        h = x.new_zeros(x.size(1), lstm.hidden_size)
+        states = [h] * cell.states
+        outputs = []
+        for gates in gates_x.unbind(0):
+            h, *states = cell(*torch.addmm(gates, h, w_hh.t()).chunk(cell.gates, 1), *states)
+            outputs.append(h)
+        return (torch.stack(outputs),)
+
+
+def scripted(lstm: nn.LSTM, cell: customlstm.cells.AnyCell | None = None) -> LoopLSTM:
+    """``cell``: None for the plain one, ``cells.slstm``, or one of hard or piecewise-linear functions."""
     if cell is None:
         return LoopLSTM(lstm, torch.jit.script(plain))
+    if cell == customlstm.cells.slstm:
+        return LoopLSTM(lstm, torch.jit.script(slstm))
     functions = cell.gate_activation, cell.cell_activation, cell.output_activation
     if all(isinstance(f, customlstm.PiecewiseLinear) for f in functions):
         tables = [_table(f, lstm.weight_ih_l0.detach()) for f in functions]

@@ -1,7 +1,10 @@
 """``nn.LSTM`` that you can change: a drop-in LSTM with a cell of one's own, on fused kernels."""
 
+import importlib
+
 from .activations import PiecewiseLinear
-from .cells import Cell
+from .cells import Cell, cell
+from .checking import CellCheck, check_cell
 from .dispatch import FallbackWarning, use_backend
 from .explain import Explanation, explain
 from .modules import LSTM, LSTMCell
@@ -10,6 +13,12 @@ from .streaming import Stream
 __version__ = "0.1.0"
 
 __all__ = [
-    "LSTM", "Cell", "Explanation", "FallbackWarning", "LSTMCell", "PiecewiseLinear", "Stream", "explain",
-    "use_backend",
+    "LSTM", "Cell", "CellCheck", "Explanation", "FallbackWarning", "LSTMCell", "PiecewiseLinear", "Stream",
+    "cell", "check_cell", "explain", "use_backend",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    if name == "jit":  # not before it is asked for: who writes no cell never loads it
+        return importlib.import_module(".jit", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -31,6 +31,7 @@ def report() -> str:
         (f"Compiled library: {state}", _library(status)),
         ("CPU", _cpu(status)),
         ("CUDA", _cuda(status)),
+        ("Cells of your own", _written(status)),
     ]
     text = []
     for title, lines in sections:
@@ -117,6 +118,23 @@ def _cuda(status: _binary.Status) -> Iterator[Line]:
         reason = gpu.why_not_device(device)
         if reason is not None:
             yield f"not on GPU {device}", reason
+
+
+def _written(status: _binary.Status) -> Iterator[Line]:
+    from .jit import build, cache, folders, toolchain
+
+    if not status.loaded:
+        yield "kernels", "none: the compiled library is not loaded"
+        return
+    try:
+        compiler = toolchain.find_compiler()
+        yield "compiler", f"{' '.join(compiler.command)}: {compiler.version.partition(chr(10))[0]}"
+    except build.BuildError as error:
+        yield "compiler", f"none: {str(error).partition(chr(10))[0]}"
+    folder = folders.cache_folder()
+    yield "kept in", str(folder) if folder else "a temporary folder for each process: there is no home folder"
+    if cache.building_disabled():
+        yield "building", "switched off by CUSTOMLSTM_JIT=0"
 
 
 def _cpuinfo(*keys: str) -> str:

@@ -77,6 +77,8 @@ def check_states(
     h_0: Tensor,
     c_0: Tensor,
     weights: list[Tensor],
+    gates: int,
+    cell_states: int,
     rows: int,
     batch: int,
     batch_first: bool,
@@ -84,10 +86,10 @@ def check_states(
     """Shapes of batched initial states of ``rows`` = K layers times directions.
 
     Raises:
-        RuntimeError: they are not [K, B, P] and [K, B, H].
+        RuntimeError: they are not [K, B, P] and [K, B, S*H], S being the number of the cell's states.
     """
-    hidden, state = weights[1].size(0) // 4, weights[1].size(1)
-    for index, (value, size) in enumerate([(h_0, state), (c_0, hidden)]):
+    hidden, state = weights[1].size(0) // gates, weights[1].size(1)
+    for index, (value, size) in enumerate([(h_0, state), (c_0, cell_states * hidden)]):
         if value.dim() != 3 or value.size(0) != rows or value.size(1) != batch or value.size(2) != size:
             hint = ""
             if batch_first and value.dim() == 3 and value.size(0) == batch and value.size(1) == rows:
@@ -97,21 +99,25 @@ def check_states(
                     f"; input has a batch of {batch} "
                     f"(batch_first={batch_first}), so check batch_first and the batch of hx"
                 )
-            name = "hidden_size" if index == 1 else "state size"
+            name = "state size"
+            if index == 1:
+                name = (
+                    "hidden_size" if cell_states == 1 else f"{cell_states} states of the cell * hidden_size"
+                )
             raise RuntimeError(
                 f"Expected hidden[{index}] size {[rows, batch, size]}, got {list(value.shape)} "
                 f"([num_layers * num_directions, batch, {name}]){hint}"
             )
 
 
-def check_step_states(h_0: Tensor, c_0: Tensor, input: Tensor, hidden: int, state: int) -> None:
+def check_step_states(h_0: Tensor, c_0: Tensor, input: Tensor, cell_width: int, state: int) -> None:
     """Shapes of the states of one step for input [B, L] or [L].
 
     Raises:
         ValueError: their number of dimensions is neither 1 nor 2.
-        RuntimeError: they are not [B, P] and [B, H], or [P] and [H].
+        RuntimeError: they are not [B, P] and [B, ``cell_width``], or the same without B.
     """
-    for index, value, size in ((0, h_0, state), (1, c_0, hidden)):
+    for index, value, size in ((0, h_0, state), (1, c_0, cell_width)):
         if value.dim() != 1 and value.dim() != 2:
             raise ValueError(f"LSTMCell: Expected hx[{index}] to be 1D or 2D, got {value.dim()}D instead")
         same = value.dim() == input.dim() and value.size(-1) == size

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
-from .cells import Cell, as_cell
+from .cells import AnyCell, as_cell
 from .dispatch import check_backend
 
 __all__ = ["LSTM", "LSTMCell"]
@@ -68,7 +68,7 @@ class LSTMCell(nn.Module):
         input_size: int,
         hidden_size: int,
         *,
-        cell: Cell | None = None,
+        cell: AnyCell | None = None,
         backend: str = "auto",
         device: Any = None,
         dtype: torch.dtype | None = None,
@@ -86,13 +86,18 @@ class LSTMCell(nn.Module):
         self.reset_parameters()
 
     @property
-    def cell(self) -> Cell:
+    def cell(self) -> AnyCell:
         """The activations; assign another :class:`customlstm.Cell`, or None for the standard one."""
         return self._cell
 
     @cell.setter
-    def cell(self, cell: Cell | None) -> None:
+    def cell(self, cell: AnyCell | None) -> None:
         new = as_cell(cell)
+        if (new.gates, new.states) != (4, 1):
+            raise ValueError(
+                f"cell={new} has {new.gates} gates and {new.states} states, the hand-written form has four "
+                "gates and one state; use customlstm.LSTMCell or customlstm.LSTM"
+            )
         if new.unit_parameters:
             raise ValueError(
                 f"cell={new} has parameters of its own, for which the hand-written form has no place; use "
@@ -119,12 +124,12 @@ class LSTMCell(nn.Module):
         """The states after one step; see the class."""
         pair = None if hx is None else _pair(hx, "hx")
         return functional.lstm_cell(
-            input, pair, self._weight_list(), self._cell_name, self._cell_args, True, self.backend
+            input, pair, self._weight_list(), self._cell_name, self._cell_args, 4, 1, True, self.backend
         )
 
     def _check(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> None:
         """Raises what a call with these arguments does; computes no step."""
-        functional.check_step(input, None if hx is None else _pair(hx, "hx"), self._weight_list())
+        functional.check_step(input, None if hx is None else _pair(hx, "hx"), self._weight_list(), 4, 1)
 
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.hidden_size}" + _options(self)
@@ -159,7 +164,7 @@ class LSTM(nn.Module):
         layers: int = 1,
         sequences: bool = True,
         *,
-        cell: Cell | None = None,
+        cell: AnyCell | None = None,
         backend: str = "auto",
         device: Any = None,
         dtype: torch.dtype | None = None,
@@ -176,12 +181,12 @@ class LSTM(nn.Module):
             self.add_module(f"lay{k}", layer)
 
     @property
-    def cell(self) -> Cell:
+    def cell(self) -> AnyCell:
         """The activations; assigning a :class:`customlstm.Cell` changes every layer."""
         return self.lay0.cell
 
     @cell.setter
-    def cell(self, cell: Cell | None) -> None:
+    def cell(self, cell: AnyCell | None) -> None:
         for layer in self._layers():
             layer.cell = cell
 
@@ -207,15 +212,15 @@ class LSTM(nn.Module):
         hx = self._checked_states(input, initial_states)
         cell_name, cell_args = self.cell.encode()
         h, h_n, c_n, c = functional.lstm(
-            input, hx, self._weight_list(), None, None, cell_name, cell_args, True, self.layers, False, True,
-            0.0, 0.0, 0.0, 0.0, 0.0, self.training, self.sequences, self.backend,
+            input, hx, self._weight_list(), None, None, cell_name, cell_args, 4, 1, True, self.layers, False,
+            True, 0.0, 0.0, 0.0, 0.0, 0.0, self.training, self.sequences, self.backend,
         )  # fmt: skip
         return (h, c) if self.sequences else (h_n[-1], c_n[-1])
 
     def _check(self, input: Tensor, initial_states: Sequence[tuple[Tensor, Tensor]] | None) -> None:
         """Raises what a call with these arguments does; computes no step."""
         hx = self._checked_states(input, initial_states)
-        functional.check_padded(input, hx, self._weight_list(), None, None, self.layers, False, True)
+        functional.check_padded(input, hx, self._weight_list(), None, None, 4, 1, self.layers, False, True)
 
     def _checked_states(
         self, input: Tensor, initial_states: Sequence[tuple[Tensor, Tensor]] | None

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from . import compat, modules
-from .cells import Cell
+from .cells import AnyCell, Cell, as_cell
+from .recurrent import base_name
 
 __all__ = ["to_compat", "to_customlstm", "to_torch", "torch_to_tutorial", "tutorial_to_torch"]
 
@@ -213,7 +214,7 @@ def to_torch(module: nn.Module) -> nn.LSTM | nn.LSTMCell:
     _supported(module)
     _without_dropouts(module, "torch.nn")
     cell = getattr(module, "cell", None)
-    if isinstance(cell, Cell) and not cell.is_standard:
+    if cell is not None and not cell.is_standard:
         raise ValueError(f"module has cell {cell}; torch.nn has only the standard one, Cell()")
     if _is_cell(module):
         if getattr(module, "proj_size", 0):
@@ -223,14 +224,14 @@ def to_torch(module: nn.Module) -> nn.LSTM | nn.LSTMCell:
 
 
 def to_customlstm(
-    module: nn.Module, *, cell: Cell | None = None, backend: str = "auto"
+    module: nn.Module, *, cell: AnyCell | None = None, backend: str = "auto"
 ) -> modules.LSTM | modules.LSTMCell:
     """``module`` as a ``customlstm.LSTM`` or ``LSTMCell`` with the same weights.
 
     Args:
         module: an ``nn.LSTM``, ``nn.LSTMCell``, or one of :mod:`customlstm.compat` or of this package.
         cell: of the result; that of ``module`` if None. Parameters that only this cell has, such as peephole
-            weights, begin at 0, where they change nothing.
+            weights, begin at 0, where they change nothing, or where a cell of one's own says.
         backend: of the result.
 
     Returns:
@@ -239,10 +240,16 @@ def to_customlstm(
 
     Raises:
         TypeError: another kind of module.
-        ValueError: ``cell`` has no place for parameters of the module's own cell.
+        ValueError: ``cell`` has no place for parameters of the module's own cell, or another number of gates.
     """
     _supported(module)
     if cell is not None:
+        cell, own = as_cell(cell), getattr(module, "cell", Cell())
+        if cell.gates != own.gates:
+            raise ValueError(
+                f"cell={cell} has {cell.gates} gates, the weights of module are for {own.gates}; make a new "
+                "module with this cell"
+            )
         lost = set(getattr(module, "cell", cell).unit_parameters) - set(cell.unit_parameters)
         if lost:
             raise ValueError(
@@ -354,7 +361,7 @@ def _arguments(module: Any) -> dict[str, Any]:
 def _added(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of its cell, which ``torch.nn`` has not."""
     names = getattr(module, "cell", Cell()).unit_parameters
-    return {name: value for name, value in module.named_parameters() if name.startswith(names)}
+    return {name: value for name, value in module.named_parameters() if base_name(name) in names}
 
 
 def _filled(target: Any, source: nn.Module) -> Any:
@@ -367,7 +374,11 @@ def _filled(target: Any, source: nn.Module) -> Any:
     if isinstance(source, _COMPAT) != isinstance(target, _COMPAT):
         convert = torch_to_tutorial if isinstance(target, _COMPAT) else tutorial_to_torch
         values, trained = convert(values), convert(trained)
-    added = {name: torch.zeros_like(value) for name, value in _added(target).items() if name not in values}
+    added = {
+        name: torch.full_like(value, target.cell.initial.get(base_name(name), 0.0))
+        for name, value in _added(target).items()
+        if name not in values
+    }
     target.load_state_dict({**values, **added})
     trained = {**trained, **{name: torch.ones(1) for name in added}}
     for name, parameter in target.named_parameters():

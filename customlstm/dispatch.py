@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import _C, Tensor
 
-from . import _binary, gpu, ops
+from . import _binary, cells, gpu, ops
 from .kernels import AUTOCAST_KEYS
 from .signatures import FAMILIES
 
@@ -128,8 +128,25 @@ def _find_why_not_compiled(device: torch.device, dtype: torch.dtype, cell: str) 
         return f"this build has no fused kernel for device '{device.type}'"
     if dtype not in DTYPES:
         return f"no fused kernel for {dtype}; there are kernels for {', '.join(map(str, DTYPES))}"
-    if cell != "lstm":
-        return f"no fused kernel for cell '{cell}'"
+    return None if cell == cells.NAME else _why_not_written(device, dtype, cell)
+
+
+def _why_not_written(device: torch.device, dtype: torch.dtype, name: str) -> str | None:
+    """Why a cell that a user wrote has no kernel; builds it."""
+    try:
+        cell = cells.find(name)
+    except ValueError as error:
+        return f"no fused kernel for cell '{name}': {error}"
+    from .jit import BuildError, register  # not needed by who writes no cell
+
+    if cell.why_not_fused is not None:
+        return f"the cell {cell} cannot be fused: {cell.why_not_fused}"
+    if device.type != "cpu":
+        return f"cells that users write have no kernel for device '{device.type}' yet"
+    try:
+        register(cell, dtype)
+    except BuildError as error:
+        return f"the kernel of the cell {cell} cannot be built: {error}"
     return None
 
 
@@ -143,9 +160,21 @@ def _why_not_on_gpu(device: torch.device) -> str | None:
     return gpu.why_not_device(torch.cuda.current_device() if device.index is None else device.index)
 
 
+def _why_not_in_graph(input: Tensor, cell: str) -> str | None:
+    reason = _why_not_compiled_in_graph(input.device, input.dtype, cell)
+    if reason is None and cell != cells.NAME and torch.is_autocast_enabled(input.device.type):
+        reason = _why_not_compiled_in_graph(input.device, torch.get_autocast_dtype(input.device.type), cell)
+    return reason
+
+
 @torch.compiler.assume_constant_result
 def _why_not_compiled_in_graph(device: torch.device, dtype: torch.dtype, cell: str) -> str | None:
     return _why_not_compiled(device, dtype, cell)
+
+
+@torch.compiler.assume_constant_result
+def _warn_in_graph(reason: str) -> None:
+    _warn_once(reason)
 
 
 def _why_not_these(tensors: Sequence[Tensor]) -> str | None:
@@ -178,14 +207,20 @@ def choose(backend: str, cell: str, tensors: Sequence[Tensor]) -> Kernels:
         # under a torch.func transform, for which operators have no rules, is it the reference that is traced.
         transformed = _is_transformed()
         if backend == "fused":
-            _refuse(
-                _TRANSFORMED if transformed else _why_not_compiled_in_graph(input.device, input.dtype, cell)
-            )
+            _refuse(_TRANSFORMED if transformed else _why_not_in_graph(input, cell))
         if transformed:
             return _REFERENCE
+        if backend == "auto" and cell != cells.NAME:
+            # Built now: when the graph runs, no Python does.
+            reason = _why_not_in_graph(input, cell)
+            if reason is not None:
+                _warn_in_graph(reason)
+                return _REFERENCE_OPERATORS
         return _REFERENCE_OPERATORS if backend == "reference" else _FUSED_OPERATORS
     if backend != "reference":
         reason = why_not_fused(input.device, input.dtype, cell, tensors)
+        if reason is None and cell != cells.NAME and torch.is_autocast_enabled(input.device.type):
+            reason = why_not_fused(input.device, torch.get_autocast_dtype(input.device.type), cell)
         if reason is None and not torch.jit.is_tracing():
             return _FUSED
         if backend == "fused" and not any(map(_has_no_data, tensors)):
@@ -228,14 +263,19 @@ def for_scripting(backend: str, device: torch.device, dtype: torch.dtype, cell: 
         RuntimeError: it is "fused" and no fused kernel fits; scripted code could not say so.
     """
     backend = effective_backend(backend)
-    if backend == "fused":
-        _refuse(why_not_fused(device, dtype, cell))
+    if backend != "reference" and (backend == "fused" or cell != cells.NAME):
+        reason = why_not_fused(device, dtype, cell)
+        if backend == "fused":
+            _refuse(reason)
+        if reason is not None:
+            _warn_once(reason)
+            return "reference"
     return backend
 
 
-def warn_of_fallback(device: torch.device, dtype: torch.dtype) -> None:
+def warn_of_fallback(device: torch.device, dtype: torch.dtype, cell: str) -> None:
     """Says once why a fused operator runs the reference on such tensors."""
-    reason = why_not_fused(device, dtype)
+    reason = why_not_fused(device, dtype, cell)
     if reason is not None:
         _warn_once(reason)
 

@@ -199,7 +199,12 @@ def _thread_plans(module: Any, data: Tensor, input_size: int, batch_sizes: Tenso
     steps, batch, _ = _sizes(module, data, batch_sizes, None)
     found = {
         "backward" if backward else "forward": thread_plan.plan(
-            steps=steps, batch=batch, input_size=input_size, **_layer_sizes(module), backward=backward
+            steps=steps,
+            batch=batch,
+            input_size=input_size,
+            gates=module.cell.gates,
+            **_layer_sizes(module),
+            backward=backward,
         )
         for backward in ((False, True) if save == 2 else (False,))
     }

@@ -4,7 +4,8 @@ Everything here compiles under TorchScript, where the operators are called direc
 :mod:`customlstm.dispatch` chooses once a call. Arguments are positional and annotated for TorchScript's sake.
 
 Sizes: T steps, B sequences, N packed rows, L input features, H hidden size, P state size (``proj_size`` or
-H), D directions (1 or 2), K layers times D.
+H), D directions (1 or 2), K layers times D, G gates and S states of the cell (4 and 1 but for cells that
+users wrote). The S states lie side by side in the last dimension, which is written S*H.
 """
 
 import torch
@@ -22,6 +23,8 @@ def lstm(
     resets: Tensor | None,
     cell: str,
     cell_args: list[float],
+    gates: int,
+    cell_states: int,
     bias: bool,
     num_layers: int,
     bidirectional: bool,
@@ -39,13 +42,14 @@ def lstm(
 
     Args:
         input: [T, B, L], [B, T, L] with ``batch_first``, or unbatched [T, L].
-        hx: (h_0 [K, B, P], c_0 [K, B, H]), unbatched (h_0 [K, P], c_0 [K, H]), or None for zeros.
-        weights: of every layer, and in it of every direction, one after the other: w_ih [4H, L], w_hh [4H,
-            P], with ``bias`` b_ih [4H] and b_hh [4H], with a projection (P != H) w_hr [P, H], then the cell's
-            ``unit_parameters`` [H].
+        hx: (h_0 [K, B, P], c_0 [K, B, S*H]), unbatched (h_0 [K, P], c_0 [K, S*H]), or None for zeros.
+        weights: of every layer, and in it of every direction, one after the other: w_ih [G*H, L], w_hh
+            [G*H, P], with ``bias`` b_ih [G*H] and b_hh [G*H], with a projection (P != H) w_hr [P, H], then
+            the cell's ``unit_parameters`` [H].
         lengths: integers [B] (unbatched: one number), 0 to T, or None.
         resets: bool [T, B], [B, T] with ``batch_first``, unbatched [T], or None.
         cell, cell_args: what ``Cell.encode()`` gives.
+        gates, cell_states: G and S.
         dropout: on the output of every layer but the last, if ``training``.
         recurrent_dropout: on h_{t-1} before w_hh, one mask a sequence, layer and direction, if ``training``.
         zoneout_h, zoneout_c: rates; masks if ``training``, else the expectation.
@@ -54,8 +58,8 @@ def lstm(
         backend: "auto", "fused" or "reference".
 
     Returns:
-        output as ``input`` with D*P features, h_n [K, B, P], c_n [K, B, H], and c_all, the cell states of the
-        last layer as ``input`` with D*H features (without ``states`` the output again).
+        output as ``input`` with D*P features, h_n [K, B, P], c_n [K, B, S*H], and c_all, the cell states of
+        the last layer as ``input`` with D*S*H features (without ``states`` the output again).
 
     Raises:
         ValueError: number of dimensions or dtype of ``input``; values in ``lengths``.
@@ -64,11 +68,12 @@ def lstm(
     """
     batched = input.dim() == 3
     x, h_0, c_0, lengths, resets = check_padded(
-        input, hx, weights, lengths, resets, num_layers, bidirectional, batch_first
+        input, hx, weights, lengths, resets, gates, cell_states, num_layers, bidirectional, batch_first
     )
     output, h_n, c_n, c_all = _layers(
-        x, h_0, c_0, weights, None, lengths, resets, cell, cell_args, bias, num_layers, bidirectional,
-        dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout, training, states, backend,
+        x, h_0, c_0, weights, None, lengths, resets, cell, cell_args, gates, cell_states, bias, num_layers,
+        bidirectional, dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout, training, states,
+        backend,
     )  # fmt: skip
     if not batched:
         output, h_n, c_n = output.squeeze(1), h_n.squeeze(1), c_n.squeeze(1)
@@ -89,6 +94,8 @@ def check_padded(
     weights: list[Tensor],
     lengths: Tensor | None,
     resets: Tensor | None,
+    gates: int,
+    cell_states: int,
     num_layers: int,
     bidirectional: bool,
     batch_first: bool,
@@ -135,7 +142,7 @@ def check_padded(
                 )
             h_0, c_0 = h_0.unsqueeze(1), c_0.unsqueeze(1)
         rows = num_layers * (2 if bidirectional else 1)
-        checks.check_states(h_0, c_0, weights, rows, x.size(1), batch_first and batched)
+        checks.check_states(h_0, c_0, weights, gates, cell_states, rows, x.size(1), batch_first and batched)
     if lengths is not None:
         lengths = checks.check_lengths(lengths, x, batched)
     if resets is not None:
@@ -152,6 +159,8 @@ def lstm_packed(
     resets: Tensor | None,
     cell: str,
     cell_args: list[float],
+    gates: int,
+    cell_states: int,
     bias: bool,
     num_layers: int,
     bidirectional: bool,
@@ -168,16 +177,18 @@ def lstm_packed(
 
     Args:
         data, batch_sizes: [N, L] and int64 [T] on the CPU, as in a ``PackedSequence``.
-        h_0, c_0: [K, B, P] and [K, B, H].
+        h_0, c_0: [K, B, P] and [K, B, S*H].
         resets: bool [T, B] or None.
 
     Returns:
-        output [N, D*P], h_n [K, B, P], c_n [K, B, H], c_all [N, D*H] (without ``states`` the output again).
+        output [N, D*P], h_n [K, B, P], c_n [K, B, S*H], c_all [N, D*S*H] (without ``states`` the output
+        again).
     """
     check_packed(data, (h_0, c_0), weights)
     return _layers(
-        data, h_0, c_0, weights, batch_sizes, None, resets, cell, cell_args, bias, num_layers, bidirectional,
-        dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout, training, states, backend,
+        data, h_0, c_0, weights, batch_sizes, None, resets, cell, cell_args, gates, cell_states, bias,
+        num_layers, bidirectional, dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout, training,
+        states, backend,
     )  # fmt: skip
 
 
@@ -202,10 +213,12 @@ def lstm_cell(
     weights: list[Tensor],
     cell: str,
     cell_args: list[float],
+    gates: int,
+    cell_states: int,
     bias: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """One step: input [B, L] or [L], hx (h_0 [B, P], c_0 [B, H]) or without B, or None for zeros.
+    """One step: input [B, L] or [L], hx (h_0 [B, P], c_0 [B, S*H]) or without B, or None for zeros.
 
     Returns h_1 and c_1 of the shapes of h_0 and c_0. Weights as one direction of one layer in :func:`lstm`.
 
@@ -213,15 +226,15 @@ def lstm_cell(
         ValueError: number of dimensions of ``input`` or ``hx``.
         RuntimeError: any other shape, dtype or device; ``backend="fused"`` where no fused kernel can run.
     """
-    check_step(input, hx, weights)
+    check_step(input, hx, weights, gates, cell_states)
     batched = input.dim() == 2
-    hidden, state = weights[1].size(0) // 4, weights[1].size(1)
+    hidden, state = weights[1].size(0) // gates, weights[1].size(1)
     x = input if batched else input.unsqueeze(0)
     if hx is None:
         h_0 = torch.zeros([x.size(0), state], dtype=x.dtype, device=x.device)
         c_0 = h_0
-        if state != hidden:
-            c_0 = torch.zeros([x.size(0), hidden], dtype=x.dtype, device=x.device)
+        if state != cell_states * hidden:
+            c_0 = torch.zeros([x.size(0), cell_states * hidden], dtype=x.dtype, device=x.device)
     else:
         h_0, c_0 = hx
         if not batched:
@@ -245,7 +258,9 @@ def lstm_cell(
     return h_1, c_1
 
 
-def check_step(input: Tensor, hx: tuple[Tensor, Tensor] | None, weights: list[Tensor]) -> None:
+def check_step(
+    input: Tensor, hx: tuple[Tensor, Tensor] | None, weights: list[Tensor], gates: int, cell_states: int
+) -> None:
     """Raises what :func:`lstm_cell` does for input and states that do not fit the weights."""
     if input.dim() != 1 and input.dim() != 2:
         raise ValueError(
@@ -259,8 +274,8 @@ def check_step(input: Tensor, hx: tuple[Tensor, Tensor] | None, weights: list[Te
             f"input has inconsistent input_size: got {input.size(-1)} expected {weights[0].size(1)}"
         )
     if hx is not None:
-        hidden, state = weights[1].size(0) // 4, weights[1].size(1)
-        checks.check_step_states(hx[0], hx[1], input, hidden, state)
+        hidden, state = weights[1].size(0) // gates, weights[1].size(1)
+        checks.check_step_states(hx[0], hx[1], input, cell_states * hidden, state)
 
 
 def _layers(
@@ -273,6 +288,8 @@ def _layers(
     resets: Tensor | None,
     cell: str,
     cell_args: list[float],
+    gates: int,
+    cell_states: int,
     bias: bool,
     num_layers: int,
     bidirectional: bool,
@@ -286,10 +303,10 @@ def _layers(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One operator call a layer over all its directions, dropout between them."""
-    projection = weights[1].size(0) != 4 * weights[1].size(1)
+    projection = weights[1].size(0) != gates * weights[1].size(1)
     directions = 2 if bidirectional else 1
     per_layer = len(weights) // num_layers
-    state, hidden = directions * weights[1].size(1), directions * (weights[1].size(0) // 4)
+    state, hidden = directions * weights[1].size(1), directions * (weights[1].size(0) // gates)
     if not torch.jit.is_scripting():
         tensors = [x, *weights] if h_0 is None else [x, h_0, c_0, *weights]
         run = dispatch.choose(backend, cell, tensors).layer

@@ -12,6 +12,7 @@ import torch
 from torch import _C, Tensor
 
 from . import reference
+from .cells import decode
 from .signatures import NAMED, Family
 
 # What a forward operator keeps for later, the argument ``save``.
@@ -56,16 +57,17 @@ def _check(family: Family, args: Sequence[Any]) -> None:
 def _kept(family: Family, args: Sequence[Any], allocate: Callable[..., Tensor]) -> list[Tensor]:
     """c_all, gates and hidden as ``save`` asks for them; what is not kept is of shape [0]."""
     input, weights, save = args[0], args[NAMED], args[-1]
-    projection = weights[1].size(0) != 4 * weights[1].size(1)
+    cell = decode(*args[family.cell : family.cell + 2])
     directions, rows, _ = family.layout(*args[:-1])
-    hidden = weights[1].size(0) // 4
-    every_step = [*rows, directions * hidden]
+    hidden = weights[1].size(0) // cell.gates
+    projection = hidden != weights[1].size(1)
+    width = directions * hidden
     saved = family.saved(*args[:-1])
     gates = [*rows, directions, saved, hidden] if family.indices else [*rows, saved, hidden]
     sizes = [
-        every_step if save >= SAVE_STATES else [0],
+        [*rows, cell.states * width] if save >= SAVE_STATES else [0],
         gates if save >= SAVE_FOR_BACKWARD else [0],
-        every_step if save >= SAVE_FOR_BACKWARD and projection else [0],
+        [*rows, width] if save >= SAVE_FOR_BACKWARD and projection else [0],
     ]
     return [allocate(input, size, dtype=reference.accumulation_dtype(input.dtype)) for size in sizes]
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import checks, functional
-from .cells import Cell
+from .cells import AnyCell
 from .recurrent import Masked, Recurrent, parameter_shapes
 
 States = tuple[Tensor, Tensor]
@@ -22,8 +22,9 @@ class LSTM(Masked, Recurrent):
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device,
             dtype: as in ``torch.nn.LSTM``.
-        cell: a :class:`customlstm.Cell`, or None for the cell of ``torch.nn.LSTM``. Its ``unit_parameters``
-            become parameters of every layer and direction, ``peephole_i_l0`` [hidden_size] and so on.
+        cell: a :class:`customlstm.Cell`, a function of one's own (:func:`customlstm.cell`), or None for the
+            cell of ``torch.nn.LSTM``. Its ``unit_parameters`` become parameters of every layer and direction,
+            ``peephole_i_l0`` [hidden_size] and so on.
         recurrent_dropout: rate of dropout on h_{t-1} before the recurrent weights, in training mode (Gal and
             Ghahramani 2016): one mask for every sequence, layer and direction, the same at all steps, what is
             left scaled by 1 / (1 - rate). Outputs and h_n are not masked.
@@ -43,7 +44,9 @@ class LSTM(Masked, Recurrent):
 
     * input: [T, B, input_size], [B, T, input_size] with ``batch_first``, [T, input_size], or a
       ``PackedSequence``.
-    * hx: (h_0 [K, B, P], c_0 [K, B, hidden_size]), without B for unbatched input; None means zeros.
+    * hx: (h_0 [K, B, P], c_0 [K, B, hidden_size]), without B for unbatched input; None means zeros. A cell
+      with S states besides h has them side by side: c_0, c_n and the cell states of :meth:`states` have
+      S * hidden_size features, and ``c_n.unflatten(-1, (S, hidden_size))`` takes them apart.
     * lengths: integers [B], any device, any order, zeros allowed. Outputs beyond a length are 0, h_n and c_n
       are each sequence's own last state, and the reverse direction starts at each sequence's own end.
     * resets: bool [T, B] ([B, T] with ``batch_first``; for a ``PackedSequence`` in the order of its sequences
@@ -78,7 +81,7 @@ class LSTM(Masked, Recurrent):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        cell: Cell | None = None,
+        cell: AnyCell | None = None,
         recurrent_dropout: float = 0.0,
         zoneout: float | tuple[float, float] = 0.0,
         weight_dropout: float = 0.0,
@@ -179,6 +182,8 @@ class LSTM(Masked, Recurrent):
             resets,
             self._cell_name,
             self._arguments(),
+            self._gates,
+            self._cell_states,
             self.bias,
             self.num_layers,
             self.bidirectional,
@@ -207,7 +212,7 @@ class LSTM(Masked, Recurrent):
         if hx is None:
             rows = self.num_layers * (2 if self.bidirectional else 1)
             h_0 = data.new_zeros(rows, batch, self.proj_size or self.hidden_size)
-            c_0 = data.new_zeros(rows, batch, self.hidden_size)
+            c_0 = data.new_zeros(rows, batch, self._cell_states * self.hidden_size)
         else:
             h_0, c_0 = _reorder(hx[0], sorted_indices), _reorder(hx[1], sorted_indices)
         if resets is not None:
@@ -221,6 +226,8 @@ class LSTM(Masked, Recurrent):
             resets,
             self._cell_name,
             self._arguments(),
+            self._gates,
+            self._cell_states,
             self.bias,
             self.num_layers,
             self.bidirectional,
@@ -256,7 +263,7 @@ class LSTM(Masked, Recurrent):
         batch = int(batch_sizes[0]) if sorted_indices is None else sorted_indices.size(0)
         if hx is not None:
             rows = self.num_layers * (2 if self.bidirectional else 1)
-            checks.check_states(*hx, weights, rows, batch, False)
+            checks.check_states(*hx, weights, self._gates, self._cell_states, rows, batch, False)
         if resets is not None:
             resets = checks.check_resets(
                 resets, batch_sizes.size(0), batch, data.device, True, self.batch_first
@@ -272,7 +279,16 @@ class LSTM(Masked, Recurrent):
         else:
             checks.check_arguments(input, hx, lengths, resets)
             functional.check_padded(
-                input, hx, weights, lengths, resets, self.num_layers, self.bidirectional, self.batch_first
+                input,
+                hx,
+                weights,
+                lengths,
+                resets,
+                self._gates,
+                self._cell_states,
+                self.num_layers,
+                self.bidirectional,
+                self.batch_first,
             )
 
     def _dropout(self) -> float:
@@ -319,10 +335,9 @@ class LSTM(Masked, Recurrent):
         return s.format(**self.__dict__) + self._options_repr()
 
 
-# As the operators want them. What a module does not have is None, so that TorchScript finds every name.
-_CELL_WEIGHTS = (
-    "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "peephole_i", "peephole_f", "peephole_o",
-)  # fmt: skip
+# As the operators want them, before the cell's own. What a module does not have is None, so that TorchScript
+# finds every name.
+_STEP_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 
 
 class LSTMCell(Recurrent):
@@ -334,7 +349,8 @@ class LSTMCell(Recurrent):
         cell, forget_bias, backend: as in :class:`LSTM`.
 
     Call: ``h_1, c_1 = cell(input, hx=None)`` with input [B, input_size] or [input_size] and hx (h_0 [B, P],
-    c_0 [B, hidden_size]) or the same without B, P = proj_size or hidden_size; None means zeros.
+    c_0 [B, S * hidden_size]) or the same without B, P = proj_size or hidden_size, S the number of the cell's
+    states (1, but for cells of one's own); None means zeros.
 
     Raises:
         TypeError, ValueError, RuntimeError: what ``torch.nn.LSTMCell`` raises for the same mistake.
@@ -342,6 +358,9 @@ class LSTMCell(Recurrent):
 
     __constants__: ClassVar[list[str]] = ["input_size", "hidden_size", "bias", "proj_size", "backend"]
     __jit_unused_properties__: ClassVar[list[str]] = ["cell"]
+
+    _weight_names: list[str]
+    _cell_args: list[float]  # for TorchScript, which cannot tell from an empty one
 
     def __init__(
         self,
@@ -352,7 +371,7 @@ class LSTMCell(Recurrent):
         dtype: torch.dtype | None = None,
         *,
         proj_size: int = 0,
-        cell: Cell | None = None,
+        cell: AnyCell | None = None,
         forget_bias: float | None = None,
         backend: str = "auto",
     ) -> None:
@@ -370,7 +389,12 @@ class LSTMCell(Recurrent):
         self.proj_size = proj_size
         self._set_options(cell, forget_bias, self.bias, backend)
         shapes = parameter_shapes(input_size, hidden_size, self.bias, proj_size, self.cell)
-        for name in _CELL_WEIGHTS:
+        self._weight_names = [*_STEP_WEIGHTS, *self.cell.unit_parameters]
+        for name in self._weight_names:
+            if name in self.cell.unit_parameters and hasattr(self, name):
+                raise ValueError(
+                    f"cell={self.cell} has a parameter named {name}, which LSTMCell uses for itself"
+                )
             shape = shapes.get(name)
             weight = None if shape is None else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
             self.register_parameter(name, weight)
@@ -381,7 +405,15 @@ class LSTMCell(Recurrent):
         if not torch.jit.is_scripting():
             checks.check_arguments(input, hx, None, None)
         return functional.lstm_cell(
-            input, hx, self._weight_list(), self._cell_name, self._arguments(), self.bias, self.backend
+            input,
+            hx,
+            self._weight_list(),
+            self._cell_name,
+            self._arguments(),
+            self._gates,
+            self._cell_states,
+            self.bias,
+            self.backend,
         )
 
     def _weight_list(self) -> list[Tensor]:
@@ -392,23 +424,20 @@ class LSTMCell(Recurrent):
             weights += [self.bias_ih, self.bias_hh]
         if self.weight_hr is not None:
             weights += [self.weight_hr]
-        for peephole in (self.peephole_i, self.peephole_f, self.peephole_o):
-            if peephole is not None:
-                weights += [peephole]
-        return weights
+        return weights  # scripting.py compiles a twin that has the cell's own, too
 
     @torch.jit.unused
     def _check(self, input: Any, hx: tuple[Tensor, Tensor] | None) -> None:
         """Raises what a call with these arguments does; computes nothing."""
         checks.check_arguments(input, hx, None, None)
-        functional.check_step(input, hx, self._weight_list())
+        functional.check_step(input, hx, self._weight_list(), self._gates, self._cell_states)
 
     @torch.jit.unused
     def _find_weights(self) -> list[Tensor]:
         try:
-            found = [self._parameters[name] for name in _CELL_WEIGHTS]
+            found = [self._parameters[name] for name in self._weight_names]
         except KeyError:  # something else was put in a parameter's place
-            found = [getattr(self, name) for name in _CELL_WEIGHTS]
+            found = [getattr(self, name) for name in self._weight_names]
         return [weight for weight in found if weight is not None]
 
     def extra_repr(self) -> str:

@@ -8,6 +8,7 @@ The loop at the end registers them all. An operator differs from another only in
 :class:`customlstm.signatures.Family`.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,10 +76,10 @@ def _operator(schema: str) -> Any:
     return getattr(torch.ops.customlstm, schemas.name_of(schema)).default
 
 
-def _warn_of_fallback(input: Tensor, *_: Any) -> None:
+def _warn_of_fallback(family: Family, *args: Any) -> None:
     from . import dispatch  # imports this module
 
-    dispatch.warn_of_fallback(input.device, input.dtype)
+    dispatch.warn_of_fallback(args[0].device, args[0].dtype, args[family.cell])
 
 
 def _register(
@@ -92,7 +93,7 @@ def _register(
     qualified = f"{schemas.NAMESPACE}::"
     torch.library.register_fake(qualified + name, fake_forward(family), lib=_library)
     torch.library.register_fake(qualified + backward_name, fake_backward(family), lib=_library)
-    instead_of_fused = _warn_of_fallback if fused else None
+    instead_of_fused = functools.partial(_warn_of_fallback, family) if fused else None
     _library.impl(name, reference_forward(family, instead_of_fused), "CompositeExplicitAutograd")
     _library.impl(backward_name, reference_backward(family), "CompositeExplicitAutograd")
     gradient = gradient_of(family, forward, backward)

@@ -1,6 +1,7 @@
 """What ``LSTM`` and ``LSTMCell`` share, and the rates at which an ``LSTM`` draws masks."""
 
 import math
+import re
 from collections.abc import Sequence
 
 import torch
@@ -8,9 +9,16 @@ from torch import nn
 from torch.nn import init
 
 from . import checks
-from .cells import Cell, as_cell
+from .cells import AnyCell, Cell, as_cell
 from .dispatch import check_backend
 from .piecewise import finite_number
+
+_LAYER = re.compile(r"_l\d+(_reverse)?$")
+
+
+def base_name(name: str) -> str:
+    """Name of a parameter without layer and direction: ``"weight_ih_l0_reverse"`` gives ``"weight_ih"``."""
+    return _LAYER.sub("", name)
 
 
 class Recurrent(nn.Module):
@@ -18,28 +26,35 @@ class Recurrent(nn.Module):
 
     _forget_bias: float | None = None
 
-    def _set_options(self, cell: Cell | None, forget_bias: float | None, bias: bool, backend: str) -> None:
+    def _set_options(self, cell: AnyCell | None, forget_bias: float | None, bias: bool, backend: str) -> None:
         self.cell = cell  # the property
         self.backend = check_backend(backend)
         if forget_bias is None:
             return
         self._forget_bias = finite_number(forget_bias, "forget_bias")
-        for name, missing in [("bias=False", not bias), ("coupled_gates", self.cell.coupled_gates)]:
-            if missing:
-                raise ValueError(
-                    f"forget_bias={forget_bias} sets the bias of the forget gate, which has none with "
-                    f"{name}; leave it out"
-                )
+        if not bias or self.cell.forget_gate is None:
+            without = "bias=False" if not bias else f"cell={self.cell}"
+            if isinstance(self.cell, Cell) and bias:
+                without = "coupled_gates"
+            raise ValueError(
+                f"forget_bias={forget_bias} sets the bias of the forget gate, which has none with {without}; "
+                "leave it out"
+            )
 
     @property
-    def cell(self) -> Cell:
-        """The :class:`customlstm.Cell` of every layer; assign another one, or None for the standard cell."""
+    def cell(self) -> AnyCell:
+        """The cell of every layer; assign another one, or None for the standard cell."""
         return self._cell
 
     @cell.setter
-    def cell(self, cell: Cell | None) -> None:
+    def cell(self, cell: AnyCell | None) -> None:
         new = as_cell(cell)
-        own = getattr(self, "_cell", new).unit_parameters
+        old = getattr(self, "_cell", new)
+        if (new.gates, new.states) != (old.gates, old.states):
+            raise ValueError(
+                f"cell has {_sizes(new)}, this module was made for {_sizes(old)}; make a new module with it"
+            )
+        own = old.unit_parameters
         if new.unit_parameters != own:
             raise ValueError(
                 f"cell has the parameters {list(new.unit_parameters)}, this module was made for {list(own)}; "
@@ -50,6 +65,7 @@ class Recurrent(nn.Module):
         # What the operators take; encoded once, not at every call. The text is for _arguments.
         self._cell_name, self._cell_args = self._cell.encode()
         self._cell_text = " ".join(map(repr, self._cell_args))
+        self._gates, self._cell_states = new.gates, new.states
 
     def _arguments(self) -> list[float]:
         """The operators' cell_args.
@@ -64,23 +80,29 @@ class Recurrent(nn.Module):
     def reset_parameters(self) -> None:
         """Uniform in +-1/sqrt(hidden_size), drawn from torch's generator in the order of ``nn.LSTM``.
 
-        The cell's own parameters are drawn after all others; then the forget gate's bias is set, if asked
+        The cell's own parameters are drawn after all others, but for those that begin with a number that the
+        cell gives; then the forget gate's bias is set, if asked
         for.
         """
         bound = 1.0 / math.sqrt(self.hidden_size) if self.hidden_size > 0 else 0
         # The cell's own parameters come last, so that they leave the numbers of the others as they are.
-        own: list[nn.Parameter] = []
+        own: list[tuple[str, nn.Parameter]] = []
         for name, weight in self.named_parameters():
-            if any(parameter in name for parameter in self._cell.unit_parameters):
-                own.append(weight)
+            base = base_name(name)
+            if base in self._cell.unit_parameters:
+                own.append((base, weight))
             else:
                 init.uniform_(weight, -bound, bound)
-        for weight in own:
-            init.uniform_(weight, -bound, bound)
+        for name, weight in own:
+            if name in self._cell.initial:
+                init.constant_(weight, self._cell.initial[name])
+            else:
+                init.uniform_(weight, -bound, bound)
         if self._forget_bias is None:
             return
         # b_ih + b_hh is what counts: all of it in b_ih.
-        rows = slice(self.hidden_size, 2 * self.hidden_size)
+        first = (self._cell.forget_gate or 0) * self.hidden_size
+        rows = slice(first, first + self.hidden_size)
         with torch.no_grad():
             for name, weight in self.named_parameters():
                 if "bias_ih" in name or "bias_hh" in name:
@@ -157,19 +179,32 @@ class Masked(nn.Module):
 
 @torch.compiler.assume_constant_result
 def _floats(text: str) -> list[float]:
-    return [float(number) for number in text.split(" ")]
+    return [float(number) for number in text.split()]
 
 
 def parameter_shapes(
-    input_size: int, hidden_size: int, bias: bool, proj_size: int, cell: Cell
+    input_size: int, hidden_size: int, bias: bool, proj_size: int, cell: AnyCell
 ) -> dict[str, tuple[int, ...]]:
     """Names and shapes of one direction's parameters, in the order of ``nn.LSTM`` and of the operators."""
+    rows = cell.gates * hidden_size
     shapes: dict[str, tuple[int, ...]] = {
-        "weight_ih": (4 * hidden_size, input_size),
-        "weight_hh": (4 * hidden_size, proj_size or hidden_size),
+        "weight_ih": (rows, input_size),
+        "weight_hh": (rows, proj_size or hidden_size),
     }
     if bias:
-        shapes |= {"bias_ih": (4 * hidden_size,), "bias_hh": (4 * hidden_size,)}
+        shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
     if proj_size:
         shapes |= {"weight_hr": (proj_size, hidden_size)}
+    for name in cell.unit_parameters:
+        if name in _RESERVED:
+            raise ValueError(
+                f"cell={cell} has a parameter named {name}, as the layer has; give it another name"
+            )
     return shapes | {name: (hidden_size,) for name in cell.unit_parameters}
+
+
+_RESERVED = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+
+
+def _sizes(cell: AnyCell) -> str:
+    return f"{cell.gates} gates and {cell.states} state{'s' if cell.states > 1 else ''} besides h"

@@ -9,14 +9,15 @@ gates is the cell's own, see :mod:`customlstm.cells`::
     h_t, c_t = cell(i, f, g, o, c_{t-1})                      (then W_hr h_t with a projection)
 
 Sizes: T steps, B sequences, N packed rows, L input features, H hidden size, P state size (``proj_size`` or
-H), D directions (1 or 2).
+H), D directions (1 or 2), G gates and S states of the cell (4 and 1 but for cells that users wrote). The S
+states lie side by side in the last dimension of c, which is written S*H.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .cells import Cell, Pointwise
+from .cells import AnyCell, Pointwise
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -33,7 +34,7 @@ def layer(
     lengths: Tensor | None,
     resets: Tensor | None,
     recurrent_mask: Tensor | None,
-    cell: Cell,
+    cell: AnyCell,
     bias: bool,
     projection: bool,
     bidirectional: bool,
@@ -45,24 +46,24 @@ def layer(
 
     Args:
         input: [T, B, L], or [N, L] with ``batch_sizes`` (rows packed as in ``PackedSequence``).
-        h_0, c_0: [D, B, P] and [D, B, H], or both None for zeros (``batch_sizes`` needs them: they tell B).
-        weights: per direction w_ih [4H, L], w_hh [4H, P], then b_ih [4H], b_hh [4H] with ``bias``, then w_hr
-            [P, H] with ``projection``, then the cell's ``unit_parameters`` [H]; the two directions one after
-            the other.
+        h_0, c_0: [D, B, P] and [D, B, S*H], or both None for zeros (``batch_sizes`` needs them: they tell B).
+        weights: per direction w_ih [G*H, L], w_hh [G*H, P], then b_ih [G*H], b_hh [G*H] with ``bias``, then
+            w_hr [P, H] with ``projection``, then the cell's ``unit_parameters`` [H]; the two directions one
+            after the other.
         batch_sizes: int64 [T], sequences sorted by decreasing length.
         lengths: int64 [B], any order, zeros allowed; not together with ``batch_sizes``.
         resets: bool [T, B]; True cuts the edge between step t-1 and step t, in both directions.
         recurrent_mask: bool [D, B, P]; W_hh is multiplied by ``recurrent_scale`` h_{t-1} where True, by 0
             where False.
         zoneout: for h and c, bool [T, B, D*P] and [T, B, D*H] (or [N, ...]), or None; where True the state
-            stays what it was (Krueger et al. 2016). Where None, the new state is ``rate`` times the old one
-            plus 1 - ``rate`` times what the cell computed. h_t is computed from the cell's c_t, before c_t is
-            mixed.
+            (all S of a unit) stays what it was (Krueger et al. 2016). Where None, the new state is ``rate``
+            times the old one plus 1 - ``rate`` times what the cell computed. h_t is computed from the cell's
+            c_t, before c_t is mixed.
 
     Returns:
-        output [T, B, D*P] (or [N, D*P]), h_n [D, B, P] and c_n [D, B, H] in the dtype of ``input``, and c_all
-        [T, B, D*H] (or [N, D*H]) in the accumulation dtype. Beyond a length, output and c_all are 0 and the
-        state does not change.
+        output [T, B, D*P] (or [N, D*P]), h_n [D, B, P] and c_n [D, B, S*H] in the dtype of ``input``, and
+        c_all [T, B, D*S*H] (or [N, D*S*H]) in the accumulation dtype. Beyond a length, output and c_all are 0
+        and the state does not change.
     """
     dtype, accumulate = input.dtype, accumulation_dtype(input.dtype)
     x = input.to(accumulate)
@@ -113,9 +114,15 @@ def layer(
 
 
 def step(
-    input: Tensor, h_0: Tensor, c_0: Tensor, weights: list[Tensor], cell: Cell, bias: bool, projection: bool
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weights: list[Tensor],
+    cell: AnyCell,
+    bias: bool,
+    projection: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One step: input [B, L], h_0 [B, P], c_0 [B, H]; weights as one direction of :func:`layer`.
+    """One step: input [B, L], h_0 [B, P], c_0 [B, S*H]; weights as one direction of :func:`layer`.
 
     Returns h_1 [B, P] and c_1 [B, H] in the dtype of ``input``, and c_1 in the accumulation dtype.
     """
@@ -134,7 +141,7 @@ def _direction(
     weights: list[Tensor],
     valid: Tensor | None,
     cuts: Tensor | None,
-    cell: Cell,
+    cell: AnyCell,
     bias: bool,
     projection: bool,
     mask: Tensor | None,
@@ -143,13 +150,14 @@ def _direction(
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """All steps of one direction; ``valid`` and ``cuts`` are bool [T, B]. Returns h_all, c_all, h_n, c_n."""
-    steps, batch, hidden, state = x.size(0), x.size(1), weights[1].size(0) // 4, weights[1].size(1)
+    steps, batch, hidden, state = x.size(0), x.size(1), weights[1].size(0) // cell.gates, weights[1].size(1)
+    width = cell.states * hidden
     h = x.new_zeros(batch, state) if h is None else h
-    c = x.new_zeros(batch, hidden) if c is None else c
+    c = x.new_zeros(batch, width) if c is None else c
     # unbind, not indexing: the gradient of gates[t] would fill a whole zero tensor at every step.
     gates = _project_input(x, weights, bias).unbind(0)
     own = _CellWeights(cell, x, weights, bias, projection, mask, scale)
-    h_all, c_all = [x.new_zeros(batch, state)] * steps, [x.new_zeros(batch, hidden)] * steps
+    h_all, c_all = [x.new_zeros(batch, state)] * steps, [x.new_zeros(batch, width)] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
         h_before, c_before = h, c
         if cuts is not None:
@@ -164,7 +172,7 @@ def _direction(
             h, c = torch.where(keep, h_new, h), torch.where(keep, c_new, c)
             h_all[t], c_all[t] = h_new.masked_fill(~keep, 0.0), c_new.masked_fill(~keep, 0.0)
     if steps == 0:
-        return x.new_zeros(0, batch, state), x.new_zeros(0, batch, hidden), h, c
+        return x.new_zeros(0, batch, state), x.new_zeros(0, batch, width), h, c
     return torch.stack(h_all), torch.stack(c_all), h, c
 
 
@@ -190,7 +198,8 @@ class _Zoneout:
 
     def mix(self, old: Tensor, new: Tensor, t: int) -> Tensor:
         if self.masks is not None:
-            return torch.where(self.masks[t], old, new)
+            mask = self.masks[t]
+            return torch.where(mask.repeat(1, old.size(-1) // mask.size(-1)), old, new)
         return new if self.rate == 0 else self.rate * old + (1.0 - self.rate) * new
 
 
@@ -217,7 +226,7 @@ class _CellWeights:
 
     def __init__(
         self,
-        cell: Cell,
+        cell: AnyCell,
         like: Tensor,
         weights: list[Tensor],
         bias: bool,
@@ -230,6 +239,7 @@ class _CellWeights:
         self.w_hr = weights[4 if bias else 2] if projection else None
         self.unit_parameters = weights[end:]
         self.pointwise: Pointwise = cell.pointwise(like)
+        self.gates, self.states = cell.gates, cell.states
         self.dropped = None if mask is None else ~mask
         self.scale = scale
 
@@ -240,6 +250,7 @@ class _CellWeights:
 
 def _step(gates: Tensor, h: Tensor, c: Tensor, own: _CellWeights) -> tuple[Tensor, Tensor]:
     """The equations; ``gates`` [B, 4H] is the input's part."""
-    a = torch.addmm(gates, own.operand(h), own.w_hh.t()).chunk(4, -1)
-    h, c = own.pointwise(a, c, own.unit_parameters)
+    a = torch.addmm(gates, own.operand(h), own.w_hh.t()).chunk(own.gates, -1)
+    h, states = own.pointwise(a, c.chunk(own.states, -1), own.unit_parameters)
+    c = states[0] if own.states == 1 else torch.cat(states, -1)
     return h if own.w_hr is None else F.linear(h, own.w_hr), c

@@ -1,4 +1,4 @@
-"""The TorchScript form of :class:`customlstm.LSTM`.
+"""The TorchScript form of :class:`customlstm.LSTM`, and of an LSTMCell whose cell has parameters.
 
 TorchScript knows neither keyword-only arguments with defaults nor iteration over parameters, and it types the
 input once. ``torch.jit.script`` therefore compiles a twin, which ``__prepare_scriptable__`` gives it: an
@@ -71,7 +71,7 @@ def prepare(module: LSTM | LSTMCell) -> nn.Module:
     if isinstance(module, LSTM):
         prepared = twin(module)
     else:
-        prepared = copy.copy(module)
+        prepared = step_twin(module)
     if prepared is not module:
         prepared.backend = backend
     return prepared
@@ -89,6 +89,28 @@ def twin(module: LSTM) -> nn.Module:
     return twin
 
 
+def step_twin(module: LSTMCell) -> nn.Module:
+    """The same for an LSTMCell, which without parameters of the cell's own compiles as it is."""
+    if not module.cell.unit_parameters:
+        return copy.copy(module)
+    if isinstance(module, _StepTwin):
+        return module
+    names = tuple(name for name in module._weight_names if getattr(module, name) is not None)
+    twin = object.__new__(_twin_class(type(module), names))
+    twin.__dict__.update(module.__dict__)
+    return twin
+
+
+class _StepTwin(LSTMCell):
+    _original: type
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return object.__new__, (self._original,), self.__getstate__()
+
+
 @functools.cache
 def _twin_class(original: type, names: tuple[str, ...]) -> type:
     """The twin class of ``original`` for these parameter names."""
@@ -99,6 +121,9 @@ def _twin_class(original: type, names: tuple[str, ...]) -> type:
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     scope: dict[str, Any] = {"Tensor": Tensor, "__name__": __name__}
     exec(compile(source, file, "exec"), scope)
-    bases = (_Twin,) if original is LSTM else (_Twin, original)
+    twin = _Twin if issubclass(original, LSTM) else _StepTwin
+    bases = (twin,) if original in (LSTM, LSTMCell) else (twin, original)
     members = {"_weight_list": scope["_weight_list"], "_original": original, "__module__": __name__}
+    # TorchScript cannot tell the type from an empty list, and looks at the annotations of this very class.
+    members["__annotations__"] = {"_cell_args": list[float]}
     return type(original.__name__, bases, members)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import reference, schemas
-from .cells import Cell
+from .cells import AnyCell, decode
 
 NAMED = 3  # input, h_0 and c_0 come first in every operator, then the list of weights
 
@@ -33,6 +33,7 @@ class Family:
         differentiable: how many of the results have a gradient; they come first.
         states: how many results precede c_all.
         saved: values a unit that ``gates`` holds, called as ``specify`` is.
+        cell: where ``cell`` and ``cell_args`` stand among the arguments.
         wide_state: whether autocast leaves a float32 cell state as it is, as ``nn.LSTMCell`` does.
     """
 
@@ -45,6 +46,7 @@ class Family:
     differentiable: int
     states: int
     saved: Callable[..., int]
+    cell: int
     wide_state: bool = False
 
 
@@ -68,7 +70,7 @@ def _specify_layer(
     zoneout_h_rate: float,
     zoneout_c_rate: float,
 ) -> tuple[Tensor, ...]:
-    decoded = Cell.decode(cell, cell_args)
+    decoded = decode(cell, cell_args)
     return reference.layer(
         input, h_0, c_0, weights, batch_sizes, lengths, resets, recurrent_mask, decoded, bias, projection,
         bidirectional, recurrent_scale, (zoneout_h, zoneout_c), (zoneout_h_rate, zoneout_c_rate),
@@ -85,20 +87,21 @@ def _specify_cell(
     bias: bool,
     projection: bool,
 ) -> tuple[Tensor, ...]:
-    return reference.step(input, h_0, c_0, weights, Cell.decode(cell, cell_args), bias, projection)
+    return reference.step(input, h_0, c_0, weights, decode(cell, cell_args), bias, projection)
 
 
 def _layout_layer(
     input: Tensor, h_0: Tensor | None, c_0: Any, weights: list[Tensor], batch_sizes: Tensor | None, *rest: Any
 ) -> tuple[int, Sequence[int], list[list[int]]]:
     directions = 2 if rest[-4] else 1
-    hidden, state = weights[1].size(0) // 4, weights[1].size(1)
+    cell = decode(rest[-8], rest[-7])
+    hidden, state = weights[1].size(0) // cell.gates, weights[1].size(1)
     rows = input.shape[:-1]
     batch = input.size(1) if batch_sizes is None else h_0.size(1)
     return (
         directions,
         rows,
-        [[*rows, directions * state], [directions, batch, state], [directions, batch, hidden]],
+        [[*rows, directions * state], [directions, batch, state], [directions, batch, cell.states * hidden]],
     )
 
 
@@ -140,7 +143,7 @@ def _check_rows(name: str, mask: Tensor, shape: Sequence[Any]) -> None:
 
 
 def _check_weights(
-    input: Tensor, weights: list[Tensor], cell: Cell, bias: bool, projection: bool, directions: int
+    input: Tensor, weights: list[Tensor], cell: AnyCell, bias: bool, projection: bool, directions: int
 ) -> None:
     per_direction = 2 + 2 * bias + projection + len(cell.unit_parameters)
     _require(
@@ -153,11 +156,11 @@ def _check_weights(
     _require(input.is_floating_point(), lambda: f"input must be of a floating dtype, got {input.dtype}")
     _require(weights[1].dim() == 2, lambda: f"w_hh must have 2 dimensions, got {weights[1].dim()}")
     rows, state = weights[1].shape
-    hidden = rows // 4
+    hidden = rows // cell.gates
     _require(
-        rows % 4 == 0 and (projection or state == hidden),
+        rows % cell.gates == 0 and (projection or state == hidden),
         lambda: (
-            f"w_hh must be [4 * hidden_size, {'proj_size' if projection else 'hidden_size'}], "
+            f"w_hh must be [{cell.gates} * hidden_size, {'proj_size' if projection else 'hidden_size'}], "
             f"got [{rows}, {state}]"
         ),
     )
@@ -200,14 +203,16 @@ def _check_layer(
         ),
     )
     directions = 2 if bidirectional else 1
-    _check_weights(input, weights, Cell.decode(cell, cell_args), bias, projection, directions)
+    decoded = decode(cell, cell_args)
+    _check_weights(input, weights, decoded, bias, projection, directions)
+    hidden = weights[1].size(0) // decoded.gates
     _require((h_0 is None) == (c_0 is None), lambda: "h_0 and c_0 must both be given or both be None")
     _require(not packed or h_0 is not None, lambda: "batch_sizes needs h_0 and c_0")
     _require(not packed or h_0.dim() == 3, lambda: f"h_0 must have 3 dimensions, got {h_0.dim()}")
     steps, batch = (batch_sizes.numel(), h_0.size(1)) if packed else (input.size(0), input.size(1))
     if h_0 is not None:
         _check_tensor("h_0", h_0, [directions, batch, weights[1].size(1)], input)
-        _check_tensor("c_0", c_0, [directions, batch, weights[1].size(0) // 4], input)
+        _check_tensor("c_0", c_0, [directions, batch, decoded.states * hidden], input)
     if packed:
         _require(lengths is None, lambda: "lengths and batch_sizes exclude each other")
         _require(
@@ -248,7 +253,7 @@ def _check_layer(
             0 < recurrent_scale < float("inf"),
             lambda: f"recurrent_scale must be a positive number, got {recurrent_scale}",
         )
-    sizes = (weights[1].size(1), weights[1].size(0) // 4)
+    sizes = (weights[1].size(1), hidden)
     for name, mask, size in zip(("zoneout_h", "zoneout_c"), (zoneout_h, zoneout_c), sizes, strict=True):
         if mask is not None:
             _check_rows(name, mask, [*input.shape[:-1], directions * size])
@@ -288,19 +293,22 @@ def _check_cell(
     projection: bool,
 ) -> None:
     _require(input.dim() == 2, lambda: f"input must be [B, L], got {input.dim()} dimensions")
-    _check_weights(input, weights, Cell.decode(cell, cell_args), bias, projection, 1)
+    decoded = decode(cell, cell_args)
+    _check_weights(input, weights, decoded, bias, projection, 1)
     _check_tensor("h_0", h_0, [input.size(0), weights[1].size(1)], input)
-    _check_tensor("c_0", c_0, [input.size(0), weights[1].size(0) // 4], input)
+    width = decoded.states * (weights[1].size(0) // decoded.gates)
+    _check_tensor("c_0", c_0, [input.size(0), width], input)
 
 
 def _saved_layer(*args: Any) -> int:
     """The gates, and where zoneout mixes cell states the one that it mixes the old one with."""
     zoneout_c, rate = args[9], args[-1]
-    return 4 + (zoneout_c is not None or rate > 0)
+    cell = decode(args[10], args[11])
+    return cell.saved + (cell.states if zoneout_c is not None or rate > 0 else 0)
 
 
 def _saved_cell(*args: Any) -> int:
-    return 4
+    return decode(args[4], args[5]).saved
 
 
 def _check_no_values(*_: Any) -> None:
@@ -318,6 +326,7 @@ FAMILIES = {
         differentiable=4,
         states=3,
         saved=_saved_layer,
+        cell=10,
     ),
     "lstm_cell": Family(
         schemas.LSTM_CELL,
@@ -329,6 +338,7 @@ FAMILIES = {
         differentiable=2,
         states=2,
         saved=_saved_cell,
+        cell=4,
         wide_state=True,
     ),
 }

@@ -226,7 +226,7 @@ class Stream:
     def _zeros(self) -> States:
         lstm, batch = self.lstm, 1 if self.batch is None else self.batch
         first = lstm._weight_list()[0]
-        sizes = (lstm.proj_size or lstm.hidden_size, lstm.hidden_size)
+        sizes = (lstm.proj_size or lstm.hidden_size, lstm._cell_states * lstm.hidden_size)
         h, c = (
             torch.zeros(lstm.num_layers, batch, size, device=first.device, dtype=first.dtype)
             for size in sizes

@@ -64,6 +64,7 @@ def plan(
     hidden_size: int,
     proj_size: int = 0,
     directions: int = 1,
+    gates: int = 4,
     threads: int | None = None,
     backward: bool = False,
 ) -> ThreadPlan:
@@ -73,6 +74,7 @@ def plan(
         steps, batch, input_size, hidden_size, proj_size: T, B, L, H and P as in :class:`torch.nn.LSTM`; of a
             layer above another one ``input_size`` is the size of the outputs below.
         directions: 1 or 2.
+        gates: of the cell, 1 to 8.
         threads: how many there are; default: as many as a call here would have, which is
             :func:`torch.get_num_threads`, but no more than the CPUs that the calling thread may run on.
         backward: the plan of the backward pass.
@@ -92,8 +94,10 @@ def plan(
             raise ValueError(f"{name} must be at least {smallest}, got {value}")
     if directions not in (1, 2):
         raise ValueError(f"directions must be 1 or 2, got {directions}")
+    if gates not in range(1, 9):
+        raise ValueError(f"gates must be 1 to 8, got {gates}")
 
-    sizes = [steps, batch, input_size, hidden_size, proj_size or hidden_size, directions]
+    sizes = [steps, batch, input_size, hidden_size, proj_size or hidden_size, directions, gates]
     op = torch.ops.customlstm.cpu_plan.default
     found, cycles = op([int(size) for size in sizes], int(threads), backward)
     chosen, groups, share_units, *access = found

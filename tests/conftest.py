@@ -1,6 +1,7 @@
 """Settings of the whole suite."""
 
 import os
+import tempfile
 
 import pytest
 import torch
@@ -13,6 +14,11 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
     # Tests ask for teams of up to 4 threads, on whatever machine.
     os.environ["CUSTOMLSTM_OVERSUBSCRIBE"] = "1"
+    # Cells are built anew in every run, in a folder of its own, unless one is named: for whoever runs many.
+    if "CUSTOMLSTM_CACHE_DIR" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="customlstm-tests-")
+        os.environ["CUSTOMLSTM_CACHE_DIR"] = folder.name
+        config.add_cleanup(folder.cleanup)
 
 
 @pytest.fixture(autouse=True)

@@ -3,12 +3,14 @@
 
 struct ConfigurableCell {
   static constexpr int kGates = 4;
+  static constexpr int kStates = 1;
   static constexpr int kSaved = 4;        // the pre-activations: a derivative cannot always be had from the result
   static constexpr int kParameters = 3;   // peephole weights of i, f and o; of i and o where the gates are coupled
 
   template <class V, class S>
-  static CUSTOMLSTM_INLINE void forward(const CellParams<S>& p, const V (&a)[kGates], const V* w, V& c, V& h,
-                                        V (&saved)[kSaved]) {
+  static CUSTOMLSTM_INLINE void forward(const CellParams<S>& p, const V (&a)[kGates], const V* w,
+                                        V (&state)[kStates], V& h, V (&saved)[kSaved]) {
+    V& c = state[0];
     V i = a[0], f = a[1], g = a[2], o = a[3], s;
     if (p.peephole) {
       i = fma(w[0], c, i);
@@ -35,8 +37,11 @@ struct ConfigurableCell {
   }
 
   template <class V, class S>
-  static CUSTOMLSTM_INLINE void backward(const CellParams<S>& p, const V (&saved)[kSaved], const V* w, const V& c_prev,
-                                         const V& c, const V& dh, V& dc, V (&da)[kGates], V* dw) {
+  static CUSTOMLSTM_INLINE void backward(const CellParams<S>& p, const V (&saved)[kSaved], const V* w,
+                                         const V (&before)[kStates], const V (&state)[kStates], const V& dh,
+                                         V (&dstate)[kStates], V (&da)[kGates], V* dw) {
+    const V &c_prev = before[0], &c = state[0];
+    V& dc = dstate[0];
     V i = saved[0], f = saved[1], g = saved[2], o = saved[3], s = c;
     V di, df, dg, d_o, ds;
     apply(p.gate_clip, p.gate, i, di);   // replaces the argument by the value, the last argument by the derivative

@@ -5,16 +5,17 @@
 template <class S>
 struct BackwardWorkspace {
   S *w_ih[2], *w_hh[2], *w_hr[2];   // packed by columns
-  S *dh, *dc, *dprojecting;         // [D, B, padded P or H] gradients of the state after the step at hand
+  S *dh, *dprojecting;              // [D, B, padded P or H] gradients of the state after the step at hand
+  S* dc;                            // [D, B, cell states, padded H]
   S* carried;                       // [D, B, padded P] gradient of h that zoneout hands to the step before
   S* factors;                       // [D, B, padded P] what h is multiplied by before W_hh, where there is a mask
-  S* c_0;                           // [D, B, padded H] initial cell state, widened
+  S* c_0;                           // [D, B, cell states, padded H] initial cell state, widened
   S* unit_parameters[2];            // [parameters, padded H]
   const S** rows;                   // [B] rows for the products, of this thread
   RowList list;                     // all valid rows, in order of time
   StepBlocks<S> blocks;
   GradientScratch<S> scratch;       // of this thread
-  int64_t h_stride, c_stride;
+  int64_t h_stride, c_stride, c_row_stride;
 
   CUSTOMLSTM_INLINE S* row(S* base, int64_t stride, const Geometry& g, const Job& job, int64_t i) const {
     return base + (job.direction * g.batch + job.first_row + i) * stride;
@@ -24,62 +25,72 @@ struct BackwardWorkspace {
 // The cell's derivative on some rows. It knows the accumulation type only, like the tiles of the forward pass.
 template <class S, class Cell, class Operand>
 struct BackwardCells {
-  static constexpr int kLanes = Vec<S>::kLanes;
+  static constexpr int kLanes = Vec<S>::kLanes, kStates = Cell::kStates;
   using Workspace = BackwardWorkspace<S>;
 
   static CUSTOMLSTM_INLINE S* gate_row(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t,
                                        int64_t column) {
     return w.blocks.grad_gates + w.blocks.at(p.g, job.direction, t, column) * gradient_row<Cell, Operand>(p.g);
   }
-  // The cell state that entered step t of a column, or null for zero.
+  // The cell state that entered step t of a column, or null for zero; further states of the cell follow at `stride`.
   static CUSTOMLSTM_INLINE const S* previous_c(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t,
-                                               int64_t column) {
+                                               int64_t column, int64_t& stride) {
     const Geometry& g = p.g;
+    stride = g.hidden_size;
     if (is_cut(g, job.direction, t, column)) return nullptr;
     if (is_first(g, job.direction, t, column)) {
-      return p.c_0 ? w.c_0 + (job.direction * g.batch + column) * w.c_stride : nullptr;
+      stride = w.c_stride;
+      return p.c_0 ? w.c_0 + (job.direction * g.batch + column) * w.c_row_stride : nullptr;
     }
     const int64_t from = job.direction == 0 ? t - 1 : t + 1;
     return static_cast<const S*>(p.c_all) +
-           ((g.step_row[from] + column) * g.directions + job.direction) * g.hidden_size;
+           ((g.step_row[from] + column) * g.directions + job.direction) * kStates * g.hidden_size;
   }
 
   template <int R, bool kChanged>
   static CUSTOMLSTM_NOINLINE void cell_rows(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t,
                                             int64_t i, int64_t unit, int lanes, const S* grad_output) {
     const Geometry& g = p.g;
-    Pack<S, R> saved[Cell::kSaved], c_prev, c, dh, dc, da[Cell::kGates];
+    Pack<S, R> saved[Cell::kSaved], c_prev[kStates], c[kStates], dh, dc[kStates], da[Cell::kGates];
     Pack<S, R> parameters[Cell::kParameters + 1], d_parameters[Cell::kParameters + 1];
-    Pack<S, R> dc_before = Pack<S, R>::broadcast(S(0));   // what zoneout hands to the step before
+    Pack<S, R> dc_before[kStates];   // what zoneout hands to the step before
+    for (int s = 0; s < kStates; ++s) dc_before[s] = Pack<S, R>::broadcast(S(0));
     // What the next step reads lies in as many places as it has rows and gates, too many for the processor to foresee.
     const int64_t next_t = job.direction == 0 ? (t > 0 ? t - 1 : t) : (t + 1 < job.steps ? t + 1 : t);
     const int64_t ahead = (g.step_row[next_t] - g.step_row[t]) * g.directions * g.hidden_size;
     const bool mixes_cells = kChanged && is_on(g.zoneout_c);
-    const int64_t values = Cell::kSaved + (mixes_cells ? 1 : 0);
+    const int64_t values = Cell::kSaved + (mixes_cells ? kStates : 0);
     for (int r = 0; r < R; ++r) {
       const int64_t column = job.columns[i + r];
       const int64_t at = (g.step_row[t] + column) * g.directions + job.direction;
       const S* gates = static_cast<const S*>(p.gates) + at * values * g.hidden_size + unit;
       for (int k = 0; k < Cell::kSaved; ++k) __builtin_prefetch(gates + ahead * values + k * g.hidden_size, 0, 2);
-      __builtin_prefetch(static_cast<const S*>(p.c_all) + at * g.hidden_size + unit + 2 * ahead, 0, 2);
+      const S* states = static_cast<const S*>(p.c_all) + at * kStates * g.hidden_size + unit;
+      for (int s = 0; s < kStates; ++s) __builtin_prefetch(states + 2 * kStates * ahead + s * g.hidden_size, 0, 2);
       for (int k = 0; k < Cell::kSaved; ++k) saved[k].row[r] = load_as<S>(gates + k * g.hidden_size, lanes);
-      c.row[r] = load_as<S>(static_cast<const S*>(p.c_all) + at * g.hidden_size + unit, lanes);
-      const S* previous = previous_c(p, w, job, t, column);
-      c_prev.row[r] = previous ? load_as<S>(previous + unit, lanes) : Vec<S>::broadcast(S(0));
+      int64_t stride;
+      const S* previous = previous_c(p, w, job, t, column, stride);
+      for (int s = 0; s < kStates; ++s) {
+        c[s].row[r] = load_as<S>(states + s * g.hidden_size, lanes);
+        c_prev[s].row[r] = previous ? load_as<S>(previous + s * stride + unit, lanes) : Vec<S>::broadcast(S(0));
+      }
       if (g.projection) {
         dh.row[r] = Vec<S>::load(w.row(w.dprojecting, w.c_stride, g, job, i + r) + unit);
       } else {
         dh.row[r] = Vec<S>::load(w.row(w.dh, w.h_stride, g, job, i + r) + unit);
         if (grad_output) dh.row[r] = dh.row[r] + load_as<S>(grad_output + at * g.output_size + unit, lanes);
       }
-      dc.row[r] = Vec<S>::load(w.row(w.dc, w.c_stride, g, job, i + r) + unit);
-      if (p.grad_c_all) {
-        const S* d = static_cast<const S*>(p.grad_c_all) + at * g.hidden_size + unit;
-        dc.row[r] = dc.row[r] + load_as<S>(d, lanes);
-      }
-      if (mixes_cells) {
-        c.row[r] = load_as<S>(gates + Cell::kSaved * g.hidden_size, lanes);   // the cell's own
-        split(g.zoneout_c, dc.row[r], at * g.hidden_size + unit, lanes, dc_before.row[r], dc.row[r]);
+      for (int s = 0; s < kStates; ++s) {
+        Vec<S>& d = dc[s].row[r];
+        d = Vec<S>::load(w.row(w.dc, w.c_row_stride, g, job, i + r) + s * w.c_stride + unit);
+        if (p.grad_c_all) {
+          const int64_t state = (at * kStates + s) * g.hidden_size + unit;
+          d = d + load_as<S>(static_cast<const S*>(p.grad_c_all) + state, lanes);
+        }
+        if (mixes_cells) {
+          c[s].row[r] = load_as<S>(gates + (Cell::kSaved + s) * g.hidden_size, lanes);   // the cell's own
+          split(g.zoneout_c, d, at * g.hidden_size + unit, lanes, dc_before[s].row[r], d);
+        }
       }
       if (kChanged && is_on(g.zoneout_h) && !g.projection) {
         Vec<S> before;
@@ -93,8 +104,10 @@ struct BackwardCells {
     Cell::backward(*static_cast<const CellParams<S>*>(p.cell_params), saved, parameters, c_prev, c, dh, dc, da,
                    d_parameters);
     for (int r = 0; r < R; ++r) {
-      if (mixes_cells) dc.row[r] = dc.row[r] + dc_before.row[r];
-      dc.row[r].store(w.row(w.dc, w.c_stride, g, job, i + r) + unit);
+      for (int s = 0; s < kStates; ++s) {
+        if (mixes_cells) dc[s].row[r] = dc[s].row[r] + dc_before[s].row[r];
+        dc[s].row[r].store(w.row(w.dc, w.c_row_stride, g, job, i + r) + s * w.c_stride + unit);
+      }
       S* to = gate_row(p, w, job, t, job.columns[i + r]);
       for (int k = 0; k < Cell::kGates; ++k) Operand::store_part(da[k].row[r], to, k * g.hidden_size + unit, lanes);
       for (int k = 0; k < Cell::kParameters && k < g.unit_parameters; ++k) {
@@ -146,6 +159,7 @@ struct Backward {
     Arena arena = {base, 0};
     w.h_stride = padded<S>(g.output_size);
     w.c_stride = padded<S>(g.hidden_size);
+    w.c_row_stride = Cell::kStates * w.c_stride;
     for (int64_t d = 0; d < g.directions; ++d) {
       const int64_t panel = gate_depth(g) * kWidth, input_panels = p.grad_input ? ceil_div(g.input_size, kWidth) : 0;
       w.w_hh[d] = arena.take<S>(packs(access_hh(p)) ? output_panels(g) * panel : 0);
@@ -154,11 +168,11 @@ struct Backward {
     }
     const int64_t rows = g.directions * g.batch;
     w.dh = arena.take<S>(rows * w.h_stride);
-    w.dc = arena.take<S>(rows * w.c_stride);
+    w.dc = arena.take<S>(rows * w.c_row_stride);
     w.factors = arena.take<S>(g.recurrent_mask ? rows * w.h_stride : 0);
     w.carried = arena.take<S>(is_on(g.zoneout_h) ? rows * w.h_stride : 0);
     w.dprojecting = arena.take<S>(g.projection ? rows * w.c_stride : 0);
-    w.c_0 = arena.take<S>(p.c_0 ? rows * w.c_stride : 0);
+    w.c_0 = arena.take<S>(p.c_0 ? rows * w.c_row_stride : 0);
     for (int64_t d = 0; d < g.directions; ++d) w.unit_parameters[d] = arena.take<S>(g.unit_parameters * w.c_stride);
     w.list.time = arena.take<int64_t>(g.valid_rows);
     w.list.column = arena.take<int64_t>(g.valid_rows);
@@ -238,8 +252,10 @@ struct Backward {
         const Range rows = share(g.batch, rank, size);
         for (int64_t b = rows.begin; b < rows.end; ++b) {
           const int64_t at = d * g.batch + b;
-          S* c = w.c_0 + at * w.c_stride;
-          widen(static_cast<const T*>(p.c_0) + at * g.hidden_size, 1, c, g.hidden_size);
+          for (int64_t s = 0; s < Cell::kStates; ++s) {
+            const T* from = static_cast<const T*>(p.c_0) + (at * Cell::kStates + s) * g.hidden_size;
+            widen(from, 1, w.c_0 + at * w.c_row_stride + s * w.c_stride, g.hidden_size);
+          }
         }
       }
     }
@@ -258,11 +274,14 @@ struct Backward {
     for (int64_t i = rows.begin; i < rows.end; ++i) {
       const int64_t at = job.direction * g.batch + job.columns[i];
       S* dh = w.row(w.dh, w.h_stride, g, job, i);
-      S* dc = w.row(w.dc, w.c_stride, g, job, i);
+      S* dc = w.row(w.dc, w.c_row_stride, g, job, i);
       for (int64_t k = 0; k < w.h_stride; ++k) dh[k] = S(0);
-      for (int64_t k = 0; k < w.c_stride; ++k) dc[k] = S(0);
+      for (int64_t k = 0; k < w.c_row_stride; ++k) dc[k] = S(0);
       if (p.grad_h_n) widen(static_cast<const T*>(p.grad_h_n) + at * g.output_size, 1, dh, g.output_size);
-      if (p.grad_c_n) widen(static_cast<const T*>(p.grad_c_n) + at * g.hidden_size, 1, dc, g.hidden_size);
+      for (int64_t s = 0; p.grad_c_n && s < Cell::kStates; ++s) {
+        const T* from = static_cast<const T*>(p.grad_c_n) + (at * Cell::kStates + s) * g.hidden_size;
+        widen(from, 1, dc + s * w.c_stride, g.hidden_size);
+      }
       if (!g.recurrent_mask) continue;
       S* factors = w.row(w.factors, w.h_stride, g, job, i);
       for (int64_t k = 0; k < w.h_stride; ++k) {
@@ -280,9 +299,9 @@ struct Backward {
         narrow(w.row(w.dh, w.h_stride, g, job, i), static_cast<T*>(p.grad_h_0) + at * g.output_size,
                g.output_size);
       }
-      if (p.grad_c_0) {
-        narrow(w.row(w.dc, w.c_stride, g, job, i), static_cast<T*>(p.grad_c_0) + at * g.hidden_size,
-               g.hidden_size);
+      for (int64_t s = 0; p.grad_c_0 && s < Cell::kStates; ++s) {
+        T* to = static_cast<T*>(p.grad_c_0) + (at * Cell::kStates + s) * g.hidden_size;
+        narrow(w.row(w.dc, w.c_row_stride, g, job, i) + s * w.c_stride, to, g.hidden_size);
       }
     }
   }
@@ -421,9 +440,11 @@ struct Backward {
     for (int64_t i = 0; i < active; ++i) {
       if (!is_cut(g, job.direction, t, job.columns[i])) continue;
       S* dh = w.row(w.dh, w.h_stride, g, job, i);
-      S* dc = w.row(w.dc, w.c_stride, g, job, i);
       for (int64_t k = outputs.begin * kWidth; k < outputs.end * kWidth; ++k) dh[k] = S(0);
-      for (int64_t k = units.begin * kWidth; k < units.end * kWidth; ++k) dc[k] = S(0);
+      for (int64_t s = 0; s < Cell::kStates; ++s) {
+        S* dc = w.row(w.dc, w.c_row_stride, g, job, i) + s * w.c_stride;
+        for (int64_t k = units.begin * kWidth; k < units.end * kWidth; ++k) dc[k] = S(0);
+      }
     }
   }
 };

@@ -40,14 +40,7 @@ const KernelTable* avx512_with_bf16() {
     const KernelTable& own = *kernels_avx512_bf16();
     KernelTable merged = *kernels_avx512();
     merged.name = own.name;
-    merged.packed_bytes[kType] = own.packed_bytes[kType];
-    merged.pack[kType] = own.pack[kType];
-    for (int cell = 0; cell < kCellKinds; ++cell) {
-      merged.forward_workspace[kType][cell] = own.forward_workspace[kType][cell];
-      merged.forward[kType][cell] = own.forward[kType][cell];
-      merged.backward_workspace[kType][cell] = own.backward_workspace[kType][cell];
-      merged.backward[kType][cell] = own.backward[kType][cell];
-    }
+    for (int cell = 0; cell < kCellKinds; ++cell) merged.cells[kType][cell] = own.cells[kType][cell];
     return merged;
   }();
   return &table;

@@ -57,11 +57,11 @@ CUSTOMLSTM_INLINE void dot_tile(const S* const (&rows)[R], const T* const (&matr
 }
 
 // As multiply_gates in in_place.inl: out[r] = init + rows[r] . W^T, or out[r] += rows[r] . W^T, for units `unit ..`.
-template <class Operand, class S, int R, class T>
+template <class Operand, int G, class S, int R, class T>
 CUSTOMLSTM_NOINLINE void dot_gates(const S* const (&rows)[R], const T* w, int64_t hidden, int64_t depth, int64_t unit,
                                    const S* init, bool accumulate, S* out) {
   constexpr int kLanes = Vec<S>::kLanes, N = dot_rows<S>();
-  for (int v = 0; v < kPanelVectors; ++v) {
+  for (int v = 0; v < G; ++v) {
     for (int64_t begin = 0; begin < depth; begin += kDotProducts * kLanes) {
       const int64_t end = min64(depth, begin + kDotProducts * kLanes);
       Vec<S> sums[R][kLanes];
@@ -74,7 +74,7 @@ CUSTOMLSTM_NOINLINE void dot_gates(const S* const (&rows)[R], const T* w, int64_
         dot_tile<Operand, S, R>(rows, matrix, next, begin, end, first, sums);
       }
       for (int r = 0; r < R; ++r) {
-        S* to = out + r * panel_width<S>() + v * kLanes;
+        S* to = out + r * G * kLanes + v * kLanes;
         Vec<S> sum = sums_of_lanes(sums[r]);
         if (begin > 0 || accumulate) {
           sum = sum + Vec<S>::load(to);
@@ -88,14 +88,14 @@ CUSTOMLSTM_NOINLINE void dot_gates(const S* const (&rows)[R], const T* w, int64_
 }
 
 // out += row . W^T for one row, units `unit ..`: one row of the matrix after the other, so that memory is read in one
-// go, which is what bounds a step of one sequence. Four chains of sums hide the latency that kPanelVectors rows hide
+// go, which is what bounds a step of one sequence. Four chains of sums hide the latency that dot_rows() rows hide
 // above; the order of sums is another one again, so this is for the recurrent product only, which has one row always.
-template <class Operand, class S, class T>
+template <class Operand, int G, class S, class T>
 CUSTOMLSTM_NOINLINE void dot_gates_of_one(const S* row, const T* w, int64_t hidden, int64_t depth, int64_t unit,
                                           S* out) {
   constexpr int kLanes = Vec<S>::kLanes, kChains = 4;
   const Vec<S> zero = Vec<S>::broadcast(S(0));
-  for (int v = 0; v < kPanelVectors; ++v) {
+  for (int v = 0; v < G; ++v) {
     Vec<S> sums[kLanes];
     for (int j = 0; j < kLanes; ++j) {
       const T* matrix = w + (v * hidden + min64(unit + j, hidden - 1)) * depth;

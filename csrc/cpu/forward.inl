@@ -5,7 +5,9 @@ template <class T, class Cell>
 struct Forward {
   using S = typename AccumulationOf<T>::Type;
   static constexpr int kLanes = Vec<S>::kLanes;
-  static constexpr int64_t kWidth = kPanelVectors * kLanes;
+  static constexpr int kGates = Cell::kGates;
+  static constexpr int kGateRows = gate_tile_rows<kGates>();   // of a tile over a panel of a gate matrix
+  static constexpr int64_t kGateWidth = kGates * kLanes, kWidth = kPanelVectors * kLanes;
   // Rows of one chunk of the input projection: enough to use each panel of W_ih often, few enough to stay in cache.
   // Short steps are taken several at a time, until there are kChunkRows; a long one in blocks of kBlockRows.
   // A matrix that is read along its rows has no panels to use often; each of its rows serves all rows of the chunk.
@@ -41,8 +43,8 @@ struct Forward {
   // The panel of unit block u of a gate matrix, which is all packed, or packed now.
   static CUSTOMLSTM_INLINE const S* panel_of(const Geometry& g, WeightAccess access, const S* packed,
                                              const void* matrix, int64_t size, int64_t u, S* panel) {
-    if (packs(access)) return packed + u * Operand::elements(size) * kWidth;
-    pack_gates<Operand>(static_cast<const T*>(matrix), g.hidden_size, size, u * kLanes, panel);
+    if (packs(access)) return packed + u * Operand::elements(size) * kGateWidth;
+    pack_gates<Operand, kGates>(static_cast<const T*>(matrix), g.hidden_size, size, u * kLanes, panel);
     return panel;
   }
 
@@ -59,9 +61,9 @@ struct Forward {
     for (int r = 0; r < R; ++r) factors[r] = rows[r];
     const auto* matrix = Operand::matrix(w.matrix);
     if (w.access == WeightAccess::kAlongRows) {
-      dot_gates<Operand>(factors, matrix, w.hidden, w.depth, w.unit, init, accumulate, out);
+      dot_gates<Operand, kGates>(factors, matrix, w.hidden, w.depth, w.unit, init, accumulate, out);
     } else {
-      multiply_gates<Operand>(factors, matrix, w.hidden, w.depth, w.unit, init, accumulate, out);
+      multiply_gates<Operand, kGates>(factors, matrix, w.hidden, w.depth, w.unit, init, accumulate, out);
     }
   }
 
@@ -80,11 +82,11 @@ struct Forward {
   // Packed weights and biases; for weights that are kept also copies of the matrices that are not packed.
   static void layout_weights(const ForwardParams& p, Arena& arena, bool keep, Workspace& w) {
     const Geometry& g = p.g;
-    const int64_t gate_rows = Cell::kGates * g.hidden_size;
+    const int64_t gate_rows = kGates * g.hidden_size;
     for (int64_t d = 0; d < g.directions; ++d) {
-      w.w_ih[d] = arena.take<S>(packs(p.plan.w_ih) ? unit_blocks(g) * input_depth(g) * kWidth : 0);
-      w.w_hh[d] = arena.take<S>(packs(p.plan.w_hh) ? unit_blocks(g) * state_depth(g) * kWidth : 0);
-      w.bias[d] = arena.take<S>(unit_blocks(g) * kWidth);
+      w.w_ih[d] = arena.take<S>(packs(p.plan.w_ih) ? unit_blocks(g) * input_depth(g) * kGateWidth : 0);
+      w.w_hh[d] = arena.take<S>(packs(p.plan.w_hh) ? unit_blocks(g) * state_depth(g) * kGateWidth : 0);
+      w.bias[d] = arena.take<S>(unit_blocks(g) * kGateWidth);
       w.unit_parameters[d] = arena.take<S>(g.unit_parameters * padded<S>(g.hidden_size));
       w.w_hr[d] = arena.take<S>(g.projection ? output_panels(g) * Operand::elements(g.hidden_size) * kWidth : 0);
       w.matrix_ih[d] = p.weights[d].w_ih;
@@ -107,7 +109,7 @@ struct Forward {
     Arena arena = {static_cast<char*>(packed), 0};
     layout_weights(p, arena, true, w);
     pack(p, w, 0, 1);
-    const size_t row_bytes = size_t(Cell::kGates * g.hidden_size) * sizeof(T);
+    const size_t row_bytes = size_t(kGates * g.hidden_size) * sizeof(T);
     for (int64_t d = 0; d < g.directions; ++d) {
       if (!packs(p.plan.w_ih)) {
         __builtin_memcpy(const_cast<void*>(w.matrix_ih[d]), p.weights[d].w_ih, row_bytes * size_t(g.input_size));
@@ -124,6 +126,7 @@ struct Forward {
     // One cache line more, because rows a power of two apart would all lie in the same few sets of the cache.
     w.h_stride = padded<S>(state_depth(g)) + kLanes;
     w.c_stride = padded<S>(g.hidden_size);
+    w.c_row_stride = Cell::kStates * w.c_stride;
     if (p.packed) {
       Arena kept = {static_cast<char*>(const_cast<void*>(p.packed)), 0};
       layout_weights(p, kept, true, w);
@@ -138,7 +141,7 @@ struct Forward {
     }
     w.held = arena.take<S>(is_on(g.zoneout_h) ? rows * factor_stride(g) : 0);
     w.factors = arena.take<S>(g.recurrent_mask ? rows * factor_stride(g) : 0);
-    w.c = arena.take<S>(rows * w.c_stride);
+    w.c = arena.take<S>(rows * w.c_row_stride);
     w.projecting = arena.take<S>(g.projection ? rows * w.c_stride : 0);
     S* gates_x = nullptr;
     for (int thread = 0; thread < p.plan.threads; ++thread) {
@@ -146,10 +149,10 @@ struct Forward {
       const S** x_rows = arena.take<const S*>(chunk_rows(p));
       const int64_t panel_ih = packs_in_turn(p.plan.w_ih) ? input_depth(g) : 0;
       const int64_t panel_hh = packs_in_turn(p.plan.w_hh) ? state_depth(g) : 0;
-      S* panel = arena.take<S>((panel_ih > panel_hh ? panel_ih : panel_hh) * kWidth);
+      S* panel = arena.take<S>((panel_ih > panel_hh ? panel_ih : panel_hh) * kGateWidth);
       // Those who share the units share the chunk. Each has the place of its units, whatever rows the others are at and
       // however many threads the system grants.
-      if (thread == 0 || !p.plan.share_units) gates_x = arena.take<S>(chunk_rows(p) * unit_blocks(g) * kWidth);
+      if (thread == 0 || !p.plan.share_units) gates_x = arena.take<S>(chunk_rows(p) * unit_blocks(g) * kGateWidth);
       if (thread == rank) {
         w.x = x;
         w.x_rows = x_rows;
@@ -182,15 +185,15 @@ struct Forward {
       const Range units = share(unit_blocks(g), rank, size);
       for (int64_t u = units.begin; u < units.end; ++u) {
         if (packs(p.plan.w_ih)) {
-          pack_gates<Operand>(static_cast<const T*>(from.w_ih), g.hidden_size, g.input_size, u * kLanes,
-                              w.w_ih[d] + u * input_depth(g) * kWidth);
+          pack_gates<Operand, kGates>(static_cast<const T*>(from.w_ih), g.hidden_size, g.input_size, u * kLanes,
+                                      w.w_ih[d] + u * input_depth(g) * kGateWidth);
         }
         if (packs(p.plan.w_hh)) {
-          pack_gates<Operand>(static_cast<const T*>(from.w_hh), g.hidden_size, g.output_size, u * kLanes,
-                              w.w_hh[d] + u * state_depth(g) * kWidth);
+          pack_gates<Operand, kGates>(static_cast<const T*>(from.w_hh), g.hidden_size, g.output_size, u * kLanes,
+                                      w.w_hh[d] + u * state_depth(g) * kGateWidth);
         }
-        S* bias = w.bias[d] + u * kWidth;
-        for (int64_t j = 0; j < kWidth; ++j) {
+        S* bias = w.bias[d] + u * kGateWidth;
+        for (int64_t j = 0; j < kGateWidth; ++j) {
           const int64_t gate = j / kLanes, unit = u * kLanes + j % kLanes;
           bias[j] = S(0);
           if (g.bias && unit < g.hidden_size) {
@@ -224,12 +227,15 @@ struct Forward {
       S* h = w.h_row(g, job, 0, i);
       S* c = w.c_row(g, job, i);
       for (int64_t k = 0; k < w.h_stride; ++k) h[k] = S(0);
-      for (int64_t k = 0; k < w.c_stride; ++k) c[k] = S(0);
+      for (int64_t k = 0; k < w.c_row_stride; ++k) c[k] = S(0);
       if (g.recurrent_mask) mask_state(p, w, job, i);
       if (is_on(g.zoneout_h)) hold_state(p, w, job, i);
       if (p.h_0) {
         if (!g.recurrent_mask) Operand::fill_row(static_cast<const T*>(p.h_0) + at * g.output_size, 1, h, g.output_size);
-        widen(static_cast<const T*>(p.c_0) + at * g.hidden_size, 1, c, g.hidden_size);
+        for (int64_t s = 0; s < Cell::kStates; ++s) {
+          const T* from = static_cast<const T*>(p.c_0) + (at * Cell::kStates + s) * g.hidden_size;
+          widen(from, 1, c + s * w.c_stride, g.hidden_size);
+        }
       }
       // A reverse sequence joins late and a finished one is left alone, so both copies hold the state from the start.
       __builtin_memcpy(w.h_row(g, job, 1, i), h, size_t(w.h_stride) * sizeof(S));
@@ -269,7 +275,10 @@ struct Forward {
       // A forward sequence stopped after its own last step; a reverse one joined late and ran to the last.
       const int64_t last = job.direction == 0 ? g.lengths[column] : job.steps;
       Operand::read_row(w.unmasked_row(g, job, last & 1, i), static_cast<T*>(p.h_n) + at * g.output_size, g.output_size);
-      narrow(w.c_row(g, job, i), static_cast<T*>(p.c_n) + at * g.hidden_size, g.hidden_size);
+      for (int64_t s = 0; s < Cell::kStates; ++s) {
+        T* to = static_cast<T*>(p.c_n) + (at * Cell::kStates + s) * g.hidden_size;
+        narrow(w.c_row(g, job, i) + s * w.c_stride, to, g.hidden_size);
+      }
     }
   }
 
@@ -302,7 +311,7 @@ struct Forward {
       for (int64_t row = 0; step < next; ++step) {
         active = active_rows(g, job, job.time(step), active);
         cut_state(p, w, job, step, active);
-        run_cells(p, w, job, units, step, 0, active, w.gates_x + row * kWidth);
+        run_cells(p, w, job, units, step, 0, active, w.gates_x + row * kGateWidth);
         finish_step(p, w, job, step, active);
         row += active;
       }
@@ -333,23 +342,26 @@ struct Forward {
       }
     }
     for (int64_t u = units.begin; u < units.end; ++u) {
-      const S* bias = w.bias[job.direction] + u * kWidth;
-      S* out = w.gates_x + u * chunk_rows(p) * kWidth;
+      const S* bias = w.bias[job.direction] + u * kGateWidth;
+      S* out = w.gates_x + u * chunk_rows(p) * kGateWidth;
       if (in_place(p.plan.w_ih)) {
         const T* matrix = static_cast<const T*>(w.matrix_ih[job.direction]);
         const InPlace in_place = {p.plan.w_ih, matrix, g.hidden_size, input_depth(g), u * kLanes};
-        for (int64_t i = 0; i < rows; i += kTileRows) {
-#define CUSTOMLSTM_CALL(R) multiply_in_place<R>(in_place, w.x_rows + i, bias, false, out + i * kWidth)
-          CUSTOMLSTM_WITH_ROWS(min64(kTileRows, rows - i), CUSTOMLSTM_CALL)
+        for (int64_t i = 0; i < rows; i += kGateRows) {
+#define CUSTOMLSTM_CALL(R) \
+  if constexpr (R <= kGateRows) multiply_in_place<R>(in_place, w.x_rows + i, bias, false, out + i * kGateWidth)
+          CUSTOMLSTM_WITH_ROWS(min64(kGateRows, rows - i), CUSTOMLSTM_CALL)
 #undef CUSTOMLSTM_CALL
         }
         continue;
       }
       const S* panel = panel_of(g, p.plan.w_ih, w.w_ih[job.direction], w.matrix_ih[job.direction], g.input_size, u,
                                 w.panel);
-      for (int64_t i = 0; i < rows; i += kTileRows) {
-#define CUSTOMLSTM_CALL(R) Tiles::template project_tile<R>(w.x_rows + i, input_depth(g), panel, bias, out + i * kWidth)
-        CUSTOMLSTM_WITH_ROWS(min64(kTileRows, rows - i), CUSTOMLSTM_CALL)
+      for (int64_t i = 0; i < rows; i += kGateRows) {
+#define CUSTOMLSTM_CALL(R)      \
+  if constexpr (R <= kGateRows) \
+  Tiles::template project_tile<R>(w.x_rows + i, input_depth(g), panel, bias, out + i * kGateWidth)
+        CUSTOMLSTM_WITH_ROWS(min64(kGateRows, rows - i), CUSTOMLSTM_CALL)
 #undef CUSTOMLSTM_CALL
       }
     }
@@ -365,7 +377,7 @@ struct Forward {
       S* h = w.h_row(g, job, step & 1, i);
       S* c = w.c_row(g, job, i);
       for (int64_t k = 0; k < state_depth(g); ++k) h[k] = S(0);
-      for (int64_t k = 0; k < g.hidden_size; ++k) c[k] = S(0);
+      for (int64_t k = 0; k < w.c_row_stride; ++k) c[k] = S(0);
       if (!is_on(g.zoneout_h)) continue;
       S* held = w.held_row(g, job, i);
       for (int64_t k = 0; k < g.output_size; ++k) held[k] = S(0);
@@ -376,11 +388,13 @@ struct Forward {
   // from[i] += the recurrent product of sequence i0 + i, i < count, with a block of a matrix that is not packed.
   static void multiply_state_in_place(const Workspace& w, const Job& job, const InPlace& in_place, int64_t parity,
                                       int64_t i0, int64_t count, S* from, const Geometry& g) {
-    for (int64_t i = 0; i < count; i += kTileRows) {
-      const S* h[kTileRows];
-      const int64_t rows = min64(kTileRows, count - i);
+    for (int64_t i = 0; i < count; i += kGateRows) {
+      const S* h[kGateRows];
+      const int64_t rows = min64(kGateRows, count - i);
       for (int64_t r = 0; r < rows; ++r) h[r] = w.h_row(g, job, parity, i0 + i + r);
-#define CUSTOMLSTM_CALL(R) multiply_in_place<R>(in_place, h, static_cast<const S*>(nullptr), true, from + i * kWidth)
+#define CUSTOMLSTM_CALL(R)      \
+  if constexpr (R <= kGateRows) \
+  multiply_in_place<R>(in_place, h, static_cast<const S*>(nullptr), true, from + i * kGateWidth)
       CUSTOMLSTM_WITH_ROWS(rows, CUSTOMLSTM_CALL)
 #undef CUSTOMLSTM_CALL
     }
@@ -396,24 +410,25 @@ struct Forward {
       // To and fro: what the last step read last is still in the core's own cache.
       const int64_t u = step % 2 == 0 ? units.begin + n : units.end - 1 - n;
       const S* panel = nullptr;
-      S* from = gates_x + u * chunk_rows(p) * kWidth;
+      S* from = gates_x + u * chunk_rows(p) * kGateWidth;
       if (!in_place(p.plan.w_hh)) {
         panel = panel_of(g, p.plan.w_hh, w.w_hh[job.direction], w.matrix_hh[job.direction], g.output_size, u, w.panel);
       } else {
         const T* matrix = static_cast<const T*>(w.matrix_hh[job.direction]);
         const InPlace in_place = {p.plan.w_hh, matrix, g.hidden_size, state_depth(g), u * kLanes};
         if (p.plan.w_hh == WeightAccess::kAlongRows && state_depth(g) >= kLongestInTiles) {
-          dot_gates_of_one<Operand>(w.h_row(g, job, parity, i0), Operand::matrix(matrix), g.hidden_size, state_depth(g),
-                                    u * kLanes, from);
+          dot_gates_of_one<Operand, kGates>(w.h_row(g, job, parity, i0), Operand::matrix(matrix), g.hidden_size,
+                                            state_depth(g), u * kLanes, from);
         } else {
           multiply_state_in_place(w, job, in_place, parity, i0, count, from, g);
         }
       }
-      for (int64_t i = 0; i < count; i += kTileRows) {
+      for (int64_t i = 0; i < count; i += kGateRows) {
 #define CUSTOMLSTM_CALL(R)                                                                                    \
-  Tiles::template cell_tile<R>(p, w, job, t, parity, u * kLanes, i0 + i, panel, depth, from + i * kWidth,     \
+  if constexpr (R <= kGateRows)                                                                               \
+  Tiles::template cell_tile<R>(p, w, job, t, parity, u * kLanes, i0 + i, panel, depth, from + i * kGateWidth, \
                                direct_output(p))
-        CUSTOMLSTM_WITH_ROWS(min64(kTileRows, count - i), CUSTOMLSTM_CALL)
+        CUSTOMLSTM_WITH_ROWS(min64(kGateRows, count - i), CUSTOMLSTM_CALL)
 #undef CUSTOMLSTM_CALL
       }
     }

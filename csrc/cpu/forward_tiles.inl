@@ -9,13 +9,14 @@ struct ForwardWorkspace {
   S* unmasked[2];                             // the same; h itself, but where W_hh is multiplied by a part of it only
   S* factors;                                 // [D, B, padded P] that part, where there is a mask
   S* held;                                    // [D, B, padded P] h_{t-1}, where zoneout mixes it with h_t
-  S* c;                                       // [D, B, padded H]
+  S* c;                                       // [D, B, cell states, padded H]
   S* projecting;                              // [D, B, padded H] h before the projection
   S* x;                                       // of this thread: [chunk, L]
-  S* gates_x;                                 // [unit blocks, chunk, 4 * lanes], of the team where it shares the units
+  S* gates_x;                                 // [unit blocks, chunk, gates * lanes], of the team where it shares the units
   S* panel;                                   // of this thread: one that is packed in turn
   const S** x_rows;                           // [chunk] rows of the input, or of x where they must be converted
-  int64_t h_stride, c_stride;
+  int64_t h_stride, c_stride;                 // of a state; a row of c has several where the cell has
+  int64_t c_row_stride;
 
   CUSTOMLSTM_INLINE S* h_row(const Geometry& g, const Job& job, int64_t parity, int64_t i) const {
     return h[parity] + (job.direction * g.batch + job.first_row + i) * h_stride;
@@ -30,7 +31,7 @@ struct ForwardWorkspace {
     return held + (job.direction * g.batch + job.first_row + i) * padded<S>(g.output_size);
   }
   CUSTOMLSTM_INLINE S* c_row(const Geometry& g, const Job& job, int64_t i) const {
-    return c + (job.direction * g.batch + job.first_row + i) * c_stride;
+    return c + (job.direction * g.batch + job.first_row + i) * c_row_stride;
   }
   CUSTOMLSTM_INLINE S* projecting_row(const Geometry& g, const Job& job, int64_t i) const {
     return projecting + (job.direction * g.batch + job.first_row + i) * c_stride;
@@ -43,9 +44,12 @@ struct ForwardWorkspace {
 template <class S, class Cell, class Operand>
 struct ForwardTiles {
   static constexpr int kLanes = Vec<S>::kLanes;
-  static constexpr int64_t kWidth = kPanelVectors * kLanes;
+  static constexpr int kGates = Cell::kGates, kStates = Cell::kStates;
+  static constexpr int64_t kGateWidth = kGates * kLanes, kWidth = kPanelVectors * kLanes;
   using Workspace = ForwardWorkspace<S>;
   using Stored = typename Operand::Stored;
+  template <int R>
+  using GateProducts = Tile<S, R, kGates, Operand, kGates>;
   template <int R>
   using Products = Tile<S, R, kPanelVectors, Operand>;
 
@@ -53,7 +57,7 @@ struct ForwardTiles {
   static CUSTOMLSTM_NOINLINE void project_tile(const S* const* x, int64_t depth, const S* panel, const S* bias, S* out) {
     const S* rows[R];
     for (int r = 0; r < R; ++r) rows[r] = x[r];
-    Products<R>::template multiply<kSumBlock>(rows, 1, panel, depth, {bias, 0, nullptr, 0}, out, kWidth);
+    GateProducts<R>::template multiply<kSumBlock>(rows, 1, panel, depth, {bias, 0, nullptr, 0}, out, kGateWidth);
   }
 
   // Rows i .. i + R - 1, units unit .. unit + kLanes - 1: recurrent product, cell, new state, saved values. With depth
@@ -65,8 +69,9 @@ struct ForwardTiles {
     const S* rows[R];
     for (int r = 0; r < R; ++r) rows[r] = w.h_row(p.g, job, parity, i + r);
     // Through memory, which is the first-level cache: the cell needs more registers than the tile leaves.
-    alignas(64) S gates[R * kWidth];
-    Products<R>::template multiply<kSumBlock>(rows, 1, panel, depth, {nullptr, 0, gates_x, kWidth}, gates, kWidth);
+    alignas(64) S gates[R * kGateWidth];
+    GateProducts<R>::template multiply<kSumBlock>(rows, 1, panel, depth, {nullptr, 0, gates_x, kGateWidth}, gates,
+                                                  kGateWidth);
     const CellStep step = {t, parity, unit, output};
     if (changes_states(p.g)) {
       all_cell_rows<R, true>(p, w, job, step, i, gates);
@@ -86,9 +91,9 @@ struct ForwardTiles {
                                               const CellStep& step, int64_t i, const S* gates) {
     int r = 0;
     for (; r + kCellRows <= R; r += kCellRows) {
-      cell_rows<kCellRows, kChanged>(p, w, job, step, i + r, gates + r * kWidth);
+      cell_rows<kCellRows, kChanged>(p, w, job, step, i + r, gates + r * kGateWidth);
     }
-    if (r < R) cell_rows<1, kChanged>(p, w, job, step, i + r, gates + r * kWidth);
+    if (r < R) cell_rows<1, kChanged>(p, w, job, step, i + r, gates + r * kGateWidth);
   }
 
   template <int R, bool kChanged>
@@ -96,23 +101,28 @@ struct ForwardTiles {
                                             const CellStep& step, int64_t i, const S* gates) {
     const Geometry& g = p.g;
     const int64_t unit = step.unit;
-    Pack<S, R> a[Cell::kGates], c, h, saved[Cell::kSaved], parameters[Cell::kParameters + 1];
-    for (int k = 0; k < Cell::kGates; ++k)
-      for (int r = 0; r < R; ++r) a[k].row[r] = Vec<S>::load(gates + r * kWidth + k * kLanes);
-    for (int r = 0; r < R; ++r) c.row[r] = Vec<S>::load(w.c_row(g, job, i + r) + unit);
-    const Pack<S, R> c_before = c;
+    Pack<S, R> a[kGates], c[kStates], c_before[kStates], h, saved[Cell::kSaved], parameters[Cell::kParameters + 1];
+    for (int k = 0; k < kGates; ++k)
+      for (int r = 0; r < R; ++r) a[k].row[r] = Vec<S>::load(gates + r * kGateWidth + k * kLanes);
+    for (int s = 0; s < kStates; ++s) {
+      for (int r = 0; r < R; ++r) c[s].row[r] = Vec<S>::load(w.c_row(g, job, i + r) + s * w.c_stride + unit);
+      c_before[s] = c[s];
+    }
     load_unit_parameters<Cell>(g, w.unit_parameters[job.direction], w.c_stride, unit, parameters);
     Cell::forward(*static_cast<const CellParams<S>*>(p.cell_params), a, parameters, c, h, saved);
 
     const int lanes = int(min64(kLanes, g.hidden_size - unit));
     const bool mixes_cells = kChanged && is_on(g.zoneout_c);
-    const int64_t values = (Cell::kSaved + (mixes_cells ? 1 : 0)) * g.hidden_size;
+    const int64_t values = (Cell::kSaved + (mixes_cells ? kStates : 0)) * g.hidden_size;
     for (int r = 0; r < R; ++r) {
       const int64_t row = g.step_row[step.t] + job.columns[i + r];
       const int64_t place = row * g.directions + job.direction, state = place * g.hidden_size + unit;
-      const Vec<S> computed = c.row[r];
-      if (mixes_cells) c.row[r] = mix(g.zoneout_c, c_before.row[r], computed, state, lanes);
-      c.row[r].store(w.c_row(g, job, i + r) + unit);
+      Vec<S> computed[kStates];
+      for (int s = 0; s < kStates; ++s) {
+        computed[s] = c[s].row[r];
+        if (mixes_cells) c[s].row[r] = mix(g.zoneout_c, c_before[s].row[r], computed[s], state, lanes);
+        c[s].row[r].store(w.c_row(g, job, i + r) + s * w.c_stride + unit);
+      }
       if (g.projection) {
         Operand::store(within(h.row[r], lanes), w.projecting_row(g, job, i + r), unit);
       } else {
@@ -121,14 +131,18 @@ struct ForwardTiles {
           store_as(h_t, step.output + place * g.output_size + unit, lanes);
         }
       }
-      if (p.c_all) store_as(c.row[r], static_cast<S*>(p.c_all) + state, lanes);
+      if (p.c_all) {
+        S* to = static_cast<S*>(p.c_all) + place * kStates * g.hidden_size + unit;
+        for (int s = 0; s < kStates; ++s) store_as(c[s].row[r], to + s * g.hidden_size, lanes);
+      }
       if (p.hidden) store_as(h.row[r], static_cast<S*>(p.hidden) + state, lanes);
       if (p.gates) {
         S* to = static_cast<S*>(p.gates) + place * values + unit;
         const int64_t ahead = (job.direction == 0 ? g.batch : -g.batch) * g.directions * values;
         for (int k = 0; k < Cell::kSaved; ++k) __builtin_prefetch(to + ahead + k * g.hidden_size, 1, 2);
         for (int k = 0; k < Cell::kSaved; ++k) store_as(saved[k].row[r], to + k * g.hidden_size, lanes);
-        if (mixes_cells) store_as(computed, to + Cell::kSaved * g.hidden_size, lanes);
+        if (!mixes_cells) continue;
+        for (int s = 0; s < kStates; ++s) store_as(computed[s], to + (Cell::kSaved + s) * g.hidden_size, lanes);
       }
     }
   }

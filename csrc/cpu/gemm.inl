@@ -11,7 +11,14 @@ constexpr int kTileRows = 3;   // 12 + 3 + 1 of 16 registers
 #else
 constexpr int kTileRows = 2;   // 8 + 4 + 1 and a temporary, there being no fused multiply-add
 #endif
-constexpr int kPanelVectors = 4;   // in the forward kernel: one vector of each gate
+constexpr int kPanelVectors = 4;   // a panel of a gate matrix has one vector of each gate instead
+
+// Rows of a tile over a panel with a vector of each of G gates.
+template <int G>
+constexpr int gate_tile_rows() {
+  constexpr int kRows = kTileRows * kPanelVectors / (G > kPanelVectors ? G : kPanelVectors);
+  return kRows > 0 ? kRows : 1;
+}
 
 template <class S>
 constexpr int64_t panel_width() {
@@ -31,9 +38,10 @@ CUSTOMLSTM_INLINE int64_t padded(int64_t n) {
 // terms have no activation to damp them, and their sums are the longest.
 constexpr int64_t kSumBlock = 128, kGradientSumBlock = 32;
 
-// V: vectors of the panel that are used; the last panel of a matrix may have columns for fewer.
-template <class S, int R, int V = kPanelVectors, class Operand = PlainOperand<S>>
+// V: vectors of the panel that are used, of the P that it has; the last panel of a matrix may have columns for fewer.
+template <class S, int R, int V = kPanelVectors, class Operand = PlainOperand<S>, int P = kPanelVectors>
 struct Tile {
+  static constexpr int64_t kPanelWidth = P * Vec<S>::kLanes;
   Vec<S> acc[R][V];
 
   CUSTOMLSTM_INLINE void zero() {
@@ -79,7 +87,7 @@ struct Tile {
       const int64_t end = min64(depth, k + kBlock);
       Tile part;
       part.zero();
-      for (; k < end; ++k) part.multiply_one(rows, k * step, panel + k * panel_width<S>());
+      for (; k < end; ++k) part.multiply_one(rows, k * step, panel + k * kPanelWidth);
       if (!begin) {
         part.add(out, stride);
       } else if (ends.first) {
@@ -129,42 +137,42 @@ struct Tile {
 // ---- packing: panel[k][vector][lane], columns beyond the end are zero ----
 
 // Rows `first ..` of a matrix [n, depth] as one vector of each panel row, the rows' values side by side; depth and
-// values are those of the operand's elements.
-template <class T, class S>
+// values are those of the operand's elements. P: vectors of the panel.
+template <int P, class T, class S>
 CUSTOMLSTM_INLINE void pack_vector(const T* m, int64_t n, int64_t depth, int64_t first, S* to) {
   constexpr int kLanes = Vec<S>::kLanes;
   for (int64_t k = 0; k < depth; k += kLanes) {
     Vec<S> columns[kLanes];
     load_columns(m + first * depth + k, depth, n - first, depth - k, columns);
     const int64_t count = min64(kLanes, depth - k);
-    for (int64_t j = 0; j < count; ++j) columns[j].store(to + (k + j) * panel_width<S>());
+    for (int64_t j = 0; j < count; ++j) columns[j].store(to + (k + j) * P * kLanes);
   }
 }
 // The same for rows that do not end with a whole element, one by one.
-template <class Operand, class T, class S>
+template <class Operand, int P, class T, class S>
 CUSTOMLSTM_NOINLINE void pack_split_rows(const T* m, int64_t n, int64_t depth, int64_t first, S* to) {
   for (int lane = 0; lane < Vec<S>::kLanes; ++lane) {
     for (int64_t k = 0; k < depth; k += 2) {
       S element = S(0);
       if (first + lane < n) Operand::fill_row(m + (first + lane) * depth + k, 1, &element, min64(2, depth - k));
-      to[k / 2 * panel_width<S>() + lane] = element;
+      to[k / 2 * P * Vec<S>::kLanes + lane] = element;
     }
   }
 }
-template <class Operand, class T, class S>
+template <class Operand, int P, class T, class S>
 CUSTOMLSTM_INLINE void pack_elements(const T* m, int64_t n, int64_t depth, int64_t first, S* to) {
   if (Operand::whole_elements(depth)) {
-    pack_vector(Operand::matrix(m), n, Operand::elements(depth), first, to);
+    pack_vector<P>(Operand::matrix(m), n, Operand::elements(depth), first, to);
   } else {
-    pack_split_rows<Operand>(m, n, depth, first, to);
+    pack_split_rows<Operand, P>(m, n, depth, first, to);
   }
 }
 
-// Panel of hidden units `unit ..` of a gate matrix [4H, depth]: vector v holds gate v.
-template <class Operand, class T, class S>
+// Panel of hidden units `unit ..` of a gate matrix [G * H, depth]: vector v holds gate v.
+template <class Operand, int G, class T, class S>
 CUSTOMLSTM_NOINLINE void pack_gates(const T* w, int64_t hidden, int64_t depth, int64_t unit, S* panel) {
-  for (int v = 0; v < kPanelVectors; ++v) {
-    pack_elements<Operand>(w + v * hidden * depth, hidden, depth, unit, panel + v * Vec<S>::kLanes);
+  for (int v = 0; v < G; ++v) {
+    pack_elements<Operand, G>(w + v * hidden * depth, hidden, depth, unit, panel + v * Vec<S>::kLanes);
   }
 }
 
@@ -172,7 +180,7 @@ CUSTOMLSTM_NOINLINE void pack_gates(const T* w, int64_t hidden, int64_t depth, i
 template <class Operand, class T, class S>
 CUSTOMLSTM_NOINLINE void pack_transposed(const T* m, int64_t n, int64_t depth, int64_t first, S* panel) {
   for (int v = 0; v < kPanelVectors; ++v) {
-    pack_elements<Operand>(m, n, depth, first + v * Vec<S>::kLanes, panel + v * Vec<S>::kLanes);
+    pack_elements<Operand, kPanelVectors>(m, n, depth, first + v * Vec<S>::kLanes, panel + v * Vec<S>::kLanes);
   }
 }
 

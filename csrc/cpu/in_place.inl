@@ -2,14 +2,14 @@
 // in the same order as over packed panels, without the time and memory of packing. dot.inl has the ones in another
 // order.
 
-// out[r] = init + rows[r] . W^T, or out[r] += rows[r] . W^T, for units `unit ..` of a gate matrix [4H, depth] that is
+// out[r] = init + rows[r] . W^T, or out[r] += rows[r] . W^T, for units `unit ..` of a gate matrix [G * H, depth] that is
 // read where it lies, a vector of each gate: the same sums in the same order as over a packed panel. Turning a square
 // of the matrix in registers costs about as much as packing it, so this is for weights that are used once or twice.
-template <class Operand, class S, int R, class T>
+template <class Operand, int G, class S, int R, class T>
 CUSTOMLSTM_NOINLINE void multiply_gates(const S* const (&rows)[R], const T* w, int64_t hidden, int64_t depth,
                                         int64_t unit, const S* init, bool accumulate, S* out) {
   constexpr int kLanes = Vec<S>::kLanes;
-  for (int v = 0; v < kPanelVectors; ++v) {
+  for (int v = 0; v < G; ++v) {
     const T* gate = w + (v * hidden + unit) * depth;
     Vec<S> sum[R];
     for (int r = 0; r < R; ++r) sum[r] = init ? Vec<S>::load(init + v * kLanes) : Vec<S>::broadcast(S(0));
@@ -39,7 +39,7 @@ CUSTOMLSTM_NOINLINE void multiply_gates(const S* const (&rows)[R], const T* w, i
       for (int r = 0; r < R; ++r) sum[r] = sum[r] + part[r];
     }
     for (int r = 0; r < R; ++r) {
-      S* to = out + r * panel_width<S>() + v * kLanes;
+      S* to = out + r * G * kLanes + v * kLanes;
       if (accumulate) sum[r] = sum[r] + Vec<S>::load(to);
       sum[r].store(to);
     }

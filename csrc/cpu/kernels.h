@@ -43,6 +43,7 @@ struct Geometry {
   int64_t input_size;   // L
   int64_t hidden_size;  // H
   int64_t output_size;  // P: size of the hidden state h_t, H without projection
+  int64_t gates;        // G: pre-activations of the cell; rows of W_ih and W_hh are G * H
   int64_t directions;   // D
   int64_t unit_parameters;   // of the cell that this call has
   bool bias;
@@ -77,12 +78,12 @@ struct ForwardParams {
   const void* cell_params;    // CellParams<S>
   const void* input;          // T
   const void* h_0;            // [D, B, P] or null: zeros
-  const void* c_0;            // [D, B, H] or null
+  const void* c_0;            // [D, B, states of the cell, H] or null
   void* output;               // [rows, D * P]; rows beyond a length are not written
   void* h_n;                  // [D, B, P]
-  void* c_n;                  // [D, B, H]
-  void* c_all;                // S [rows, D * H] or null
-  void* gates;                // S [rows, D, kSaved and with zoneout of c the cell's c_t, H] or null
+  void* c_n;                  // [D, B, states of the cell, H]
+  void* c_all;                // S [rows, D, states of the cell, H] or null
+  void* gates;                // S [rows, D, kSaved and with zoneout of c the cell's own states, H] or null
   void* hidden;               // S [rows, D * H] or null: h before the projection
   void* workspace;            // forward_workspace bytes, 64-byte aligned
 };
@@ -101,8 +102,8 @@ struct BackwardParams {
   const void* hidden;
   const void* grad_output;    // T [rows, D * P] or null: zeros
   const void* grad_h_n;       // T [D, B, P] or null
-  const void* grad_c_n;       // T [D, B, H] or null
-  const void* grad_c_all;     // S [rows, D * H] or null
+  const void* grad_c_n;       // T [D, B, states of the cell, H] or null
+  const void* grad_c_all;     // S [rows, D, states of the cell, H] or null
   void* grad_input;           // T [rows, L] or null: not wanted
   void* grad_h_0;             // T or null
   void* grad_c_0;
@@ -113,16 +114,27 @@ struct BackwardParams {
   void* workspace;
 };
 
-struct KernelTable {
-  const char* name;
+// The kernels of one cell for one storage type.
+struct ForwardKernels {
   // Weights that are kept from call to call: their size, and what fills them in. From these parameters are read the
   // sizes but for steps, the plan's access to the weights, and the weights.
-  size_t (*packed_bytes[kStorageTypes])(const ForwardParams&);
-  void (*pack[kStorageTypes])(const ForwardParams&, void* packed);
-  size_t (*forward_workspace[kStorageTypes][kCellKinds])(const ForwardParams&);
-  void (*forward[kStorageTypes][kCellKinds])(const ForwardParams&, Team&, int rank);
-  size_t (*backward_workspace[kStorageTypes][kCellKinds])(const BackwardParams&);
-  void (*backward[kStorageTypes][kCellKinds])(const BackwardParams&, Team&, int rank);
+  size_t (*packed_bytes)(const ForwardParams&);
+  void (*pack)(const ForwardParams&, void* packed);
+  size_t (*workspace)(const ForwardParams&);
+  void (*run)(const ForwardParams&, Team&, int rank);
+};
+struct BackwardKernels {
+  size_t (*workspace)(const BackwardParams&);
+  void (*run)(const BackwardParams&, Team&, int rank);
+};
+struct CellKernels {
+  ForwardKernels forward;
+  BackwardKernels backward;
+};
+
+struct KernelTable {
+  const char* name;
+  CellKernels cells[kStorageTypes][kCellKinds];
 };
 
 const KernelTable* kernels_default();

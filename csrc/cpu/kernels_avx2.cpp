@@ -2,13 +2,7 @@
 #include "kernels.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#include <immintrin.h>
-
-// Below every include, so that no shared inline function is compiled for this instruction set.
-#pragma GCC target("avx2,fma,f16c")
-#define CUSTOMLSTM_VECTOR_BYTES 32
-#define CUSTOMLSTM_HAS_FMA 1
-#define CUSTOMLSTM_ISA_NAME "avx2"
+#include "isa/avx2.h"
 
 namespace customlstm {
 namespace isa_avx2 {

@@ -3,14 +3,7 @@
 #include "kernels.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#include <immintrin.h>
-
-// Below every include, so that no shared inline function is compiled for this instruction set.
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,avx2,fma,f16c")
-#define CUSTOMLSTM_VECTOR_BYTES 64
-#define CUSTOMLSTM_HAS_FMA 1
-#define CUSTOMLSTM_HAS_BF16 1
-#define CUSTOMLSTM_ISA_NAME "avx512_bf16"
+#include "isa/avx512_bf16.h"
 
 namespace customlstm {
 namespace isa_avx512_bf16 {

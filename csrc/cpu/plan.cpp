@@ -39,12 +39,12 @@ double pass_cycles(int64_t rows, int64_t depth, double bytes) {
 
 // One step of `rows` sequences on one of `sharing` threads that share the units.
 double step_cycles(const Geometry& g, const Plan& plan, int64_t rows, int64_t sharing, bool backward) {
-  const double bytes = 16.0 * double(g.hidden_size) * double(g.output_size);
+  const double bytes = 4.0 * double(g.gates) * double(g.hidden_size) * double(g.output_size);
   // What does not fit the shared cache is not helped by having only a share of it.
   const double held = bytes >= kSharedCacheBytes ? bytes : bytes / double(sharing);
   if (backward) {
     const int64_t panels = ceil_div(ceil_div(g.output_size, kPanelColumns), sharing);
-    const int64_t depth = 4 * g.hidden_size;
+    const int64_t depth = g.gates * g.hidden_size;
     const double packing = plan.backward_w_hh == WeightAccess::kPackedInTurn ? kPackCycles * double(depth) : 0;
     return double(panels) * (pass_cycles(rows, depth, held) + packing);
   }
@@ -54,7 +54,8 @@ double step_cycles(const Geometry& g, const Plan& plan, int64_t rows, int64_t sh
   if (plan.w_ih == WeightAccess::kPackedInTurn) {   // once for all steps
     packing += kPackCycles * double(g.input_size) / double(std::max<int64_t>(g.steps, 1));
   }
-  return double(blocks) * (pass_cycles(rows, g.output_size, held) + input + packing);
+  const double vectors = double(g.gates) / 4;   // of a panel, to the four for which the rates hold
+  return double(blocks) * vectors * (pass_cycles(rows, g.output_size, held) + input + packing);
 }
 
 // How backward reads a matrix for `rows` rows of gradients of gates. One sequence reads W_hh where it lies at every
@@ -68,12 +69,12 @@ WeightAccess backward_access(bool where_it_lies, int64_t rows) {
 // Backward's products over all rows, which any number of threads share.
 double gradient_cycles(const Geometry& g) {
   const double rows = double(g.steps) * double(g.batch) * double(g.directions);
-  return rows * double(4 * g.hidden_size) * double(2 * g.input_size + g.output_size) * kRowCycles / kPanelColumns;
+  return rows * double(g.gates * g.hidden_size) * double(2 * g.input_size + g.output_size) * kRowCycles / kPanelColumns;
 }
 
 // Rows per sequence and step that a thread takes from the others.
 double exchange_cycles(const Geometry& g, int threads, bool backward) {
-  const double values = backward ? double(4 * g.hidden_size) : double(g.output_size);
+  const double values = backward ? double(g.gates * g.hidden_size) : double(g.output_size);
   return double(g.batch) * values * 4 * (threads - 1) / threads / kExchange;
 }
 

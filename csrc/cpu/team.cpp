@@ -71,6 +71,7 @@ void run_team(int threads, void (*body)(void* context, Team& team, int rank), vo
     return;
   }
 #endif
+  (void)threads;
   Team alone(1);
   body(context, alone, 0);
 }

@@ -188,7 +188,11 @@ struct BackwardKernel {
       return;
     }
     const S product = block.sum(g.projection ? p.r.second : p.r.first, index % units, index / units);
-    Scalar<S> saved[CellT::kSaved], dc = {item.dc}, da[kGates], dh, d_parameters[CellT::kParameters + 1];
+    static_assert(CellT::kStates == 1, "one state besides h");
+    Scalar<S> saved[CellT::kSaved], da[kGates], dh, d_parameters[CellT::kParameters + 1];
+    const Scalar<S> before[1] = {{item.c_prev}}, after[1] = {{item.c}};
+    Scalar<S> dstate[1] = {{item.dc}};
+    Scalar<S>& dc = dstate[0];
 #pragma unroll
     for (int k = 0; k < CellT::kSaved; ++k) saved[k].x = item.saved[k];
     const int64_t state = block.in_states(item.b, g.hidden_size, item.unit);
@@ -207,8 +211,7 @@ struct BackwardKernel {
       dc_before = kept.to_before(dc.x);
       dc.x = kept.to_computed(dc.x);
     }
-    CellT::backward(p.cell, saved, item.parameters, Scalar<S>{item.c_prev}, Scalar<S>{item.c}, dh, dc, da,
-                    d_parameters);
+    CellT::backward(p.cell, saved, item.parameters, before, after, dh, dstate, da, d_parameters);
 
     if (is_on(zoneout)) dc.x = dc.x + dc_before;
     grad_cells().write(state, dc.x);

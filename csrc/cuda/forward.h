@@ -127,14 +127,16 @@ struct ForwardKernel {
     if (!item.active) return;
     const Sizes& g = p.r.size;
     const int units = p.r.tiling.units;
-    Scalar<S> a[kGates], c = {item.c}, h, saved[CellT::kSaved];
+    static_assert(CellT::kStates == 1, "one state besides h");
+    Scalar<S> a[kGates], state_of_cell[1] = {{item.c}}, h, saved[CellT::kSaved];
+    Scalar<S>& c = state_of_cell[0];
     const Zoneout& zoneout = p.r.sequences.zoneout_c;
 #pragma unroll
     for (int k = 0; k < kGates; ++k) {
       const S product = block.sum(p.r.first, k * units + index % units, index / units);
       a[k].x = item.cut ? item.gates[k] : item.gates[k] + product;
     }
-    CellT::forward(p.cell, a, item.parameters, c, h, saved);
+    CellT::forward(p.cell, a, item.parameters, state_of_cell, h, saved);
 
     const int64_t state = block.in_states(item.b, g.hidden_size, item.unit);
     const int64_t states = g.directions * g.batch * g.hidden_size, at = block.in_rows(item.row, g.hidden_size, item.unit);

@@ -65,10 +65,29 @@ Activation<float> narrow(const Activation<double>& f) {
   return {f.kind, f.segments, static_cast<float>(f.alpha), static_cast<float>(f.beta), nullptr, nullptr, nullptr};
 }
 
+// A name for a message, which Python reads as UTF-8: any bytes may come.
+std::string printable(std::string name) {
+  for (char& c : name) {
+    if (c < ' ' || c > '~') c = '?';
+  }
+  return name;
+}
+
 }  // namespace
 
 CellArgs::CellArgs(const std::string& name, const std::vector<double>& args) {
-  check(name == "lstm", "no cell is registered as \"", name, "\"; this library has \"lstm\"");
+  if (name == "lstm") {
+    read_activations(args);
+    return;
+  }
+  registered_ = find_cell(name);
+  check(registered_ != nullptr, "no cell is registered as \"", printable(name),
+        "\" in this process: import the module whose @customlstm.cell it is and call customlstm.jit.register(cell, dtype)");
+  check(args.empty(), "cell_args has ", args.size(), " values, expected none for the cell ", name);
+  unit_parameters_ = registered_->unit_parameters;
+}
+
+void CellArgs::read_activations(const std::vector<double>& args) {
   Activation<double>* const activations[3] = {&double_params_.gate, &double_params_.cell, &double_params_.output};
   size_t at = 0;
   for (int k = 0; k < 3; ++k) at = read_activation(args, at, kRoles[k], tables_, *activations[k]);

@@ -6,6 +6,7 @@
 
 #include "../cells/activation.h"
 #include "../types.h"
+#include "cell_registry.h"
 
 namespace customlstm {
 
@@ -14,7 +15,13 @@ class CellArgs {
   // Throws std::runtime_error for a cell that is not registered or whose arguments are malformed.
   CellArgs(const std::string& name, const std::vector<double>& args);
 
+  // Which of the cells that are always there; of one that a user wrote, `registered`.
   CellKind kind() const { return kind_; }
+  const RegisteredCell* registered() const { return registered_; }
+  // Pre-activations, states besides h, and values saved for backward, of one hidden unit.
+  int64_t gates() const { return registered_ ? registered_->gates : 4; }
+  int64_t states() const { return registered_ ? registered_->states : 1; }
+  int64_t saved() const { return registered_ ? registered_->saved : 4; }
   // Parameters with one value a hidden unit, which follow the weights of each direction in this order.
   const std::vector<std::string>& unit_parameters() const { return unit_parameters_; }
   // CellParams of the accumulation type of `type`; lives as long as this object.
@@ -24,14 +31,16 @@ class CellArgs {
   int64_t table_count() const { return static_cast<int64_t>(tables_.size()); }
 
  private:
+  void read_activations(const std::vector<double>& args);
   void read_options(const std::vector<double>& args, size_t at);
 
-  CellKind kind_;
+  CellKind kind_ = CellKind::kStandard;
+  const RegisteredCell* registered_ = nullptr;
   std::vector<std::string> unit_parameters_;
   std::vector<double> tables_;
   std::vector<float> float_tables_;
-  CellParams<double> double_params_;
-  CellParams<float> float_params_;
+  CellParams<double> double_params_ = {};
+  CellParams<float> float_params_ = {};
 };
 
 }  // namespace customlstm

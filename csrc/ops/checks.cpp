@@ -22,6 +22,11 @@ std::string name_of(ScalarType type) {
   }
 }
 
+std::string name_of(StorageType type) {
+  const char* const names[kStorageTypes] = {"float32", "float64", "bfloat16", "float16"};
+  return names[static_cast<int>(type)];
+}
+
 std::string device_of(const Tensor& tensor) {
   if (tensor.is_cpu()) return "the CPU";
   if (tensor.is_cuda()) return "cuda:" + std::to_string(tensor.get_device_index());

@@ -33,6 +33,7 @@ void check(bool holds, const Parts&... parts) {
 
 std::string shape_of(const Tensor& tensor);
 std::string name_of(ScalarType type);
+std::string name_of(StorageType type);
 
 // "the CPU" or "cuda:1", for messages.
 std::string device_of(const Tensor& tensor);

@@ -23,6 +23,7 @@ Geometry geometry(const LayerCall& call) {
   g.hidden_size = call.size.hidden_size;
   g.output_size = call.size.state_size;
   g.directions = call.size.directions;
+  g.gates = call.cell.gates();
   g.unit_parameters = call.unit_parameters();
   g.bias = call.arguments.bias;
   g.projection = call.arguments.projection;
@@ -94,8 +95,9 @@ LayerResult cpu_layer_forward(const LayerArguments& a, int64_t save) {
   const bool keep_hidden = save == 2 && g.projection;
   Tensor output = allocate_rows(true, {g.directions * g.output_size}, input_type);
   Tensor h_n = new_empty(a.input, {g.directions, g.batch, g.output_size}, input_type);
-  Tensor c_n = new_empty(a.input, {g.directions, g.batch, g.hidden_size}, input_type);
-  Tensor c_all = allocate_rows(save >= 1, {g.directions * g.hidden_size}, call.saved_type());
+  const int64_t state_values = call.cell.states() * g.hidden_size;
+  Tensor c_n = new_empty(a.input, {g.directions, g.batch, state_values}, input_type);
+  Tensor c_all = allocate_rows(save >= 1, {g.directions * state_values}, call.saved_type());
   Tensor gates = allocate_rows(save == 2, {g.directions, call.saved_values(), g.hidden_size}, call.saved_type());
   Tensor hidden = allocate_rows(keep_hidden, {g.directions * g.hidden_size}, call.saved_type());
 
@@ -107,10 +109,10 @@ LayerResult cpu_layer_forward(const LayerArguments& a, int64_t save) {
   p.c_all = save >= 1 ? c_all.mutable_data_ptr() : nullptr;
   p.gates = save == 2 ? gates.mutable_data_ptr() : nullptr;
   p.hidden = keep_hidden ? hidden.mutable_data_ptr() : nullptr;
-  const int type = static_cast<int>(call.type), cell = static_cast<int>(call.cell.kind());
-  const Scratch workspace(kernels().forward_workspace[type][cell](p));
+  const ForwardKernels& kernel = cpu_kernels(call.cell, call.type).forward;
+  const Scratch workspace(kernel.workspace(p));
   p.workspace = workspace.data();
-  run_kernel(kernels().forward[type][cell], p);
+  run_kernel(kernel.run, p);
   return {output, h_n, c_n, c_all, gates, hidden};
 }
 
@@ -133,7 +135,7 @@ LayerGradients cpu_layer_backward(const LayerArguments& a, const SavedTensors& s
   };
   Tensor grad_input = needs[0] ? call.rows_tensor({g.input_size}, input_type) : new_empty(a.input, {0}, input_type);
   Tensor grad_h_0 = wanted(needs[1], {g.directions, g.batch, g.output_size}, input_type, false);
-  Tensor grad_c_0 = wanted(needs[2], {g.directions, g.batch, g.hidden_size}, input_type, false);
+  Tensor grad_c_0 = wanted(needs[2], {g.directions, g.batch, call.cell.states() * g.hidden_size}, input_type, false);
 
   BackwardParams p = {};
   call.fill(p);
@@ -171,10 +173,10 @@ LayerGradients cpu_layer_backward(const LayerArguments& a, const SavedTensors& s
     for (int64_t k = 0; k < g.unit_parameters; ++k) to.unit_parameters[k] = pointer(call.first_unit_parameter() + k);
   }
 
-  const int type = static_cast<int>(call.type), cell = static_cast<int>(call.cell.kind());
-  const Scratch workspace(kernels().backward_workspace[type][cell](p));
+  const BackwardKernels& kernel = cpu_kernels(call.cell, call.type).backward;
+  const Scratch workspace(kernel.workspace(p));
   p.workspace = workspace.data();
-  run_kernel(kernels().backward[type][cell], p);
+  run_kernel(kernel.run, p);
 
   for (int64_t d = 0; g.bias && d < g.directions; ++d) {
     const int64_t ih = d * call.per_direction + 2, hh = ih + 1;

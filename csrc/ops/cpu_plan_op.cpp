@@ -2,7 +2,7 @@
 //
 //   cpu_plan(int[] sizes, int threads, bool backward) -> (int[], float)
 //
-//   sizes    steps, batch, input_size, hidden_size, output_size, directions
+//   sizes    steps, batch, input_size, hidden_size, output_size, directions, gates
 //   threads  how many there are
 //   results  threads, groups, share_units; access of w_ih and of w_hh in forward, then in backward, by their numbers
 //            in WeightAccess
@@ -24,15 +24,15 @@ namespace customlstm {
 
 namespace {
 
-constexpr size_t kSizes = 6;
+constexpr size_t kSizes = 7;
 // Far beyond any memory, and small enough that nothing the plan computes in integers overflows.
-constexpr int64_t kMostSize = int64_t(1) << 40, kMostRows = int64_t(1) << 60, kMostThreads = 1 << 20;
+constexpr int64_t kMostGates = 8, kMostSize = int64_t(1) << 40, kMostRows = int64_t(1) << 60, kMostThreads = 1 << 20;
 
 std::tuple<std::vector<int64_t>, double> cpu_plan(std::vector<int64_t> sizes, int64_t threads, bool backward) {
   check(sizes.size() == kSizes, "sizes has ", sizes.size(), " numbers, expected ", kSizes);
-  const char* const names[kSizes] = {"steps", "batch", "input_size", "hidden_size", "output_size", "directions"};
+  const char* const names[kSizes] = {"steps", "batch", "input_size", "hidden_size", "output_size", "directions", "gates"};
   for (size_t k = 0; k < kSizes; ++k) {
-    const int64_t least = k < 3 ? 0 : 1, most = k == kSizes - 1 ? 2 : kMostSize;
+    const int64_t least = k < 3 ? 0 : 1, most = k == 5 ? 2 : k == 6 ? kMostGates : kMostSize;
     check(sizes[k] >= least && sizes[k] <= most, "sizes: ", names[k], " is ", sizes[k], ", expected ", least, " to ",
           most);
   }
@@ -46,6 +46,7 @@ std::tuple<std::vector<int64_t>, double> cpu_plan(std::vector<int64_t> sizes, in
   g.hidden_size = sizes[3];
   g.output_size = sizes[4];
   g.directions = sizes[5];
+  g.gates = sizes[6];
   const Plan plan = plan_threads(g, static_cast<int>(threads), backward);
   return {{plan.threads, plan.groups, plan.share_units, static_cast<int64_t>(plan.w_ih),
            static_cast<int64_t>(plan.w_hh), static_cast<int64_t>(plan.backward_w_ih),

@@ -29,18 +29,20 @@ struct Header {
   int64_t bias, projection, unit_parameters;
   int64_t w_ih, w_hh;      // WeightAccess
   int64_t batch, input_size, hidden_size, output_size;
+  char cell[64];
   int64_t cell_args;      // number of doubles
   int64_t weights_begin;  // bytes from the beginning
   int64_t weights_bytes;
 };
 
-Geometry geometry(const Header& header) {
+Geometry geometry(const Header& header, int64_t gates) {
   Geometry g = {};
   g.batch = header.batch;
   g.input_size = header.input_size;
   g.hidden_size = header.hidden_size;
   g.output_size = header.output_size;
   g.directions = 1;
+  g.gates = gates;
   g.unit_parameters = header.unit_parameters;
   g.bias = header.bias != 0;
   g.projection = header.projection != 0;
@@ -67,22 +69,37 @@ WeightAccess access_to_keep(const Geometry& g, int64_t depth) {
   return along_rows ? WeightAccess::kAlongRows : WeightAccess::kPacked;
 }
 
-ForwardParams parameters(const Header& header) {
+ForwardParams parameters(const Header& header, int64_t gates) {
   ForwardParams p = {};
-  p.g = geometry(header);
+  p.g = geometry(header, gates);
   p.plan.w_ih = static_cast<WeightAccess>(header.w_ih);
   p.plan.w_hh = static_cast<WeightAccess>(header.w_hh);
   return p;
 }
 
-size_t weights_bytes(const Header& header) {
-  return kernels().packed_bytes[header.type](parameters(header));
+const ForwardKernels& forward_kernels(const Header& header, const CellArgs& cell) {
+  return cpu_kernels(cell, static_cast<StorageType>(header.type)).forward;
+}
+
+size_t weights_bytes(const Header& header, const CellArgs& cell) {
+  return forward_kernels(header, cell).packed_bytes(parameters(header, cell.gates()));
 }
 
 const char* const kRemedy = "; make it anew with lstm_pack, in this process";
 
-// Whatever bytes come, only sizes that fit them are used.
-const Header& read_header(const Tensor& packed) {
+// A packed tensor whose header fits its bytes: whatever bytes come, only sizes that fit them are used.
+struct Packed {
+  explicit Packed(const Tensor& packed);
+  const char* const bytes;
+  const Header& header;
+  CellArgs cell;
+
+ private:
+  static const Header& checked_header(const Tensor& packed);
+  static CellArgs read_cell(const Header& header, const char* bytes);
+};
+
+const Header& Packed::checked_header(const Tensor& packed) {
   check(packed.is_cpu() && packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() &&
             packed.numel() >= static_cast<int64_t>(sizeof(Header)) &&
             reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % kAlignment == 0,
@@ -96,10 +113,23 @@ const Header& read_header(const Tensor& packed) {
   const int64_t args_end = static_cast<int64_t>(sizeof(Header) + header.cell_args * sizeof(double));
   check(args_end <= header.weights_begin && header.weights_begin <= packed.numel() &&
             header.weights_bytes == packed.numel() - header.weights_begin &&
-            header.weights_begin % static_cast<int64_t>(kAlignment) == 0 &&
-            header.weights_bytes == static_cast<int64_t>(weights_bytes(header)),
+            header.weights_begin % static_cast<int64_t>(kAlignment) == 0 && header.cell[sizeof(header.cell) - 1] == 0,
         "packed is damaged", kRemedy);
   return header;
+}
+
+CellArgs Packed::read_cell(const Header& header, const char* bytes) {
+  const double* const args = reinterpret_cast<const double*>(bytes + sizeof(Header));
+  return CellArgs(header.cell, std::vector<double>(args, args + header.cell_args));
+}
+
+Packed::Packed(const Tensor& packed)
+    : bytes(static_cast<const char*>(packed.const_data_ptr())),
+      header(checked_header(packed)),
+      cell(read_cell(header, bytes)) {
+  check(static_cast<int64_t>(cell.unit_parameters().size()) == header.unit_parameters &&
+            header.weights_bytes == static_cast<int64_t>(weights_bytes(header, cell)),
+        "packed is damaged", kRemedy);
 }
 
 }  // namespace
@@ -114,9 +144,10 @@ Tensor cpu_pack(const std::vector<Tensor>& weights, const std::string& cell, con
   check(batch > 0, "batch is ", batch, ", expected at least 1");
   const Tensor &w_ih = weights[0], &w_hh = weights[1];
   check(w_ih.is_cpu(), "weight_ih is not on the CPU; this kernel runs there only");
-  check(w_hh.dim() == 2 && w_hh.size(0) % 4 == 0 && w_hh.size(0) > 0 && w_hh.size(1) > 0, "weight_hh has shape ",
-        shape_of(w_hh), ", expected [4 * hidden_size, size of the hidden state]");
-  check(w_ih.dim() == 2, "weight_ih has shape ", shape_of(w_ih), ", expected [4 * hidden_size, input_size]");
+  const int64_t gates = checked.gates();
+  check(w_hh.dim() == 2 && w_hh.size(0) % gates == 0 && w_hh.size(0) > 0 && w_hh.size(1) > 0, "weight_hh has shape ",
+        shape_of(w_hh), ", expected [", gates, " * hidden_size, size of the hidden state]");
+  check(w_ih.dim() == 2, "weight_ih has shape ", shape_of(w_ih), ", expected [", gates, " * hidden_size, input_size]");
   Header header = {};
   header.magic = kMagic;
   std::strncpy(header.isa, kernels().name, sizeof(header.isa) - 1);
@@ -126,15 +157,18 @@ Tensor cpu_pack(const std::vector<Tensor>& weights, const std::string& cell, con
   header.unit_parameters = static_cast<int64_t>(checked.unit_parameters().size());
   header.batch = batch;
   header.input_size = w_ih.size(1);
-  header.hidden_size = w_hh.size(0) / 4;
+  header.hidden_size = w_hh.size(0) / gates;
   header.output_size = w_hh.size(1);
+  check(cell.size() < sizeof(header.cell), "the name of the cell, ", cell, ", has more than ", sizeof(header.cell) - 1,
+        " characters");
+  std::strncpy(header.cell, cell.c_str(), sizeof(header.cell) - 1);
   header.cell_args = static_cast<int64_t>(cell_args.size());
-  check_shape("weight_ih", w_ih, {4 * header.hidden_size, header.input_size});
+  check_shape("weight_ih", w_ih, {gates * header.hidden_size, header.input_size});
   check(projection || header.output_size == header.hidden_size, "weight_hh has shape ", shape_of(w_hh),
-        ", expected [4 * hidden_size, hidden_size] without projection");
+        ", expected [", gates, " * hidden_size, hidden_size] without projection");
   if (bias) {
-    check_shape("bias_ih", weights[2], {4 * header.hidden_size});
-    check_shape("bias_hh", weights[3], {4 * header.hidden_size});
+    check_shape("bias_ih", weights[2], {gates * header.hidden_size});
+    check_shape("bias_hh", weights[3], {gates * header.hidden_size});
   }
   if (projection) check_shape("weight_hr", weights[w_hr], {header.output_size, header.hidden_size});
   for (size_t k = first_parameter; k < count; ++k) {
@@ -145,11 +179,11 @@ Tensor cpu_pack(const std::vector<Tensor>& weights, const std::string& cell, con
     check_like("each of the weights", weight, w_ih);
     contiguous.emplace_back(weight);
   }
-  const Geometry g = geometry(header);
+  const Geometry g = geometry(header, gates);
   header.w_ih = static_cast<int64_t>(access_to_keep(g, g.input_size));
   header.w_hh = static_cast<int64_t>(access_to_keep(g, g.output_size));
   header.weights_begin = static_cast<int64_t>(align(sizeof(Header) + cell_args.size() * sizeof(double)));
-  header.weights_bytes = static_cast<int64_t>(weights_bytes(header));
+  header.weights_bytes = static_cast<int64_t>(weights_bytes(header, checked));
 
   Tensor packed = new_empty(w_ih, {header.weights_begin + header.weights_bytes}, ScalarType::Byte);
   char* const bytes = static_cast<char*>(packed.mutable_data_ptr());
@@ -157,18 +191,19 @@ Tensor cpu_pack(const std::vector<Tensor>& weights, const std::string& cell, con
   std::memset(bytes, 0, static_cast<size_t>(header.weights_begin));
   std::memcpy(bytes, &header, sizeof(Header));
   if (!cell_args.empty()) std::memcpy(bytes + sizeof(Header), cell_args.data(), cell_args.size() * sizeof(double));
-  ForwardParams p = parameters(header);
+  ForwardParams p = parameters(header, gates);
   p.weights[0] = {contiguous[0].data(), contiguous[1].data(), bias ? contiguous[2].data() : nullptr,
                   bias ? contiguous[3].data() : nullptr, projection ? contiguous[w_hr].data() : nullptr, {}};
   for (size_t k = first_parameter; k < count; ++k) {
     p.weights[0].unit_parameters[k - first_parameter] = contiguous[k].data();
   }
-  kernels().pack[header.type](p, bytes + header.weights_begin);
+  forward_kernels(header, checked).pack(p, bytes + header.weights_begin);
   return packed;
 }
 
 Tensor cpu_stream(const Tensor& packed, const Tensor& input, const Tensor& h, const Tensor& c) {
-  const Header& header = read_header(packed);
+  const Packed own(packed);
+  const Header& header = own.header;
   check(input.dim() == 3, "input has shape ", shape_of(input), ", expected [steps, batch, features]");
   const StorageType type = static_cast<StorageType>(header.type);
   check(storage_type(input) == type && input.is_cpu(), "input has type ", name_of(input.scalar_type()),
@@ -178,10 +213,10 @@ Tensor cpu_stream(const Tensor& packed, const Tensor& input, const Tensor& h, co
   check_like("h", h, input);
   check_like("c", c, input);
   check_shape("h", h, {header.batch, header.output_size});
-  check_shape("c", c, {header.batch, header.hidden_size});
+  check_shape("c", c, {header.batch, own.cell.states() * header.hidden_size});
   check(h.is_contiguous() && c.is_contiguous(), "h and c must be contiguous: they are updated in place");
 
-  ForwardParams p = parameters(header);
+  ForwardParams p = parameters(header, own.cell.gates());
   p.g.steps = input.size(0);
   Plan plan = plan_call(p.g, false);
   plan.w_ih = p.plan.w_ih;   // as the weights were packed
@@ -191,12 +226,8 @@ Tensor cpu_stream(const Tensor& packed, const Tensor& input, const Tensor& h, co
   const Sequences sequences(input, header.batch, none, none, none);
   const DealtSequences dealt(sequences, input, p.plan);
   dealt.fill(p.g);
-  const char* const bytes = static_cast<const char*>(packed.const_data_ptr());
-  const double* const args = reinterpret_cast<const double*>(bytes + sizeof(Header));
-  const CellArgs cell("lstm", std::vector<double>(args, args + header.cell_args));
-  check(static_cast<int64_t>(cell.unit_parameters().size()) == header.unit_parameters, "packed is damaged", kRemedy);
-  p.packed = bytes + header.weights_begin;
-  p.cell_params = cell.params(type);
+  p.packed = own.bytes + header.weights_begin;
+  p.cell_params = own.cell.params(type);
   p.input = input.const_data_ptr();
   p.h_0 = h.const_data_ptr();
   p.c_0 = c.const_data_ptr();
@@ -204,10 +235,10 @@ Tensor cpu_stream(const Tensor& packed, const Tensor& input, const Tensor& h, co
   p.output = output.mutable_data_ptr();
   p.h_n = h.mutable_data_ptr();   // a row's state is read at its beginning and written at its end
   p.c_n = c.mutable_data_ptr();
-  const int kind = static_cast<int>(cell.kind());
-  const Scratch workspace(kernels().forward_workspace[header.type][kind](p));
+  const ForwardKernels& kernel = forward_kernels(header, own.cell);
+  const Scratch workspace(kernel.workspace(p));
   p.workspace = workspace.data();
-  run_kernel(kernels().forward[header.type][kind], p);
+  run_kernel(kernel.run, p);
   return output;
 }
 

@@ -23,6 +23,8 @@ namespace customlstm {
 
 namespace {
 
+constexpr int64_t kGates = 4;   // of every cell that the CUDA kernels were compiled for
+
 using cuda::MathKind;
 using torch::stable::new_empty;
 using torch::stable::new_zeros;
@@ -124,6 +126,7 @@ class Call : public LayerCall {
         one_length_(sequences.lengths().empty() && !sequences.device_lengths()),
         sizes_{size.steps,      size.batch,      size.rows, size.hidden_size,
                size.state_size, size.directions, a.bias,    a.projection} {
+    check(cell.registered() == nullptr, "the cell ", a.cell, " has no CUDA kernel");
     if (!one_length_) put_on_device();
     sequences_.resets = sequences.resets();
     sequences_.recurrent_mask = recurrent_mask();

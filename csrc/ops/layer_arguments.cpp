@@ -35,21 +35,21 @@ LayerCall::LayerCall(const LayerArguments& a)
   size.rows = sequences.rows();
   size.input_size = a.input.size(a.input.dim() - 1);
   const Tensor& w_hh = a.weights[1];
-  check(w_hh.dim() == 2 && w_hh.size(0) % kGates == 0, "weight_hh has shape ", shape_of(w_hh),
-        ", expected [4 * hidden_size, size of the hidden state]");
-  size.hidden_size = w_hh.size(0) / kGates;
+  check(w_hh.dim() == 2 && w_hh.size(0) % cell.gates() == 0, "weight_hh has shape ", shape_of(w_hh), ", expected [",
+        cell.gates(), " * hidden_size, size of the hidden state]");
+  size.hidden_size = w_hh.size(0) / cell.gates();
   size.state_size = w_hh.size(1);
   check(size.hidden_size > 0 && size.state_size > 0, "weight_hh has shape ", shape_of(w_hh),
         ", expected no empty side");
   check(a.projection || size.state_size == size.hidden_size, "weight_hh has shape ", shape_of(w_hh),
-        ", expected [4 * hidden_size, hidden_size] without projection");
+        ", expected [", cell.gates(), " * hidden_size, hidden_size] without projection");
   for (int64_t d = 0; d < size.directions; ++d) read_weights(d);
   check(a.h_0.has_value() == a.c_0.has_value(), "h_0 and c_0 must be given both or neither");
   if (a.h_0) {
     check_like("h_0", *a.h_0, a.input);
     check_like("c_0", *a.c_0, a.input);
     check_shape("h_0", *a.h_0, {size.directions, size.batch, size.state_size});
-    check_shape("c_0", *a.c_0, {size.directions, size.batch, size.hidden_size});
+    check_shape("c_0", *a.c_0, {size.directions, size.batch, cell.states() * size.hidden_size});
     h_0 = Contiguous(*a.h_0);
     c_0 = Contiguous(*a.c_0);
   }
@@ -91,7 +91,7 @@ void LayerCall::read_zoneout() {
 
 void LayerCall::read_weights(int64_t d) {
   const Tensor* w = &arguments.weights[d * per_direction];
-  const int64_t gate_rows = kGates * size.hidden_size;
+  const int64_t gate_rows = cell.gates() * size.hidden_size;
   const auto read = [&](int64_t k, const char* weight, std::initializer_list<int64_t> shape) {
     const std::string name = std::string(weight) + (d == 0 ? "" : "_reverse");
     check_shape(name.c_str(), w[k], shape);
@@ -135,7 +135,7 @@ void LayerCall::check_saved(const SavedTensors& saved) const {
           ", which is not what forward saved for this input; call forward with save=2");
   };
   check_one("output", saved.output, output_width(), input_type());
-  check_one("c_all", saved.c_all, hidden_width(), saved_type());
+  check_one("c_all", saved.c_all, cell_width(), saved_type());
   check_one("gates", saved.gates, saved_values() * hidden_width(), saved_type());
   if (arguments.projection) check_one("hidden", saved.hidden, hidden_width(), saved_type());
 }
@@ -148,8 +148,8 @@ void LayerCall::check_grads(const GradOutputs& grads) const {
   };
   check_one("grad_output", grads.output, size.rows * output_width(), input_type());
   check_one("grad_h_n", grads.h_n, size.batch * output_width(), input_type());
-  check_one("grad_c_n", grads.c_n, size.batch * hidden_width(), input_type());
-  check_one("grad_c_all", grads.c_all, size.rows * hidden_width(), saved_type());
+  check_one("grad_c_n", grads.c_n, size.batch * cell_width(), input_type());
+  check_one("grad_c_all", grads.c_all, size.rows * cell_width(), saved_type());
 }
 
 void LayerCall::check_needs(const std::vector<int64_t>& needs) const {

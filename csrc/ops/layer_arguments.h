@@ -12,9 +12,6 @@
 
 namespace customlstm {
 
-constexpr int64_t kGates = 4;
-constexpr int64_t kSaved = 4;
-
 // What stays the same between the layer and its backward: the arguments of the op, by reference.
 struct LayerArguments {
   const Tensor& input;
@@ -47,7 +44,8 @@ struct GradOutputs {
   const std::optional<Tensor>& c_all;
 };
 
-// output, h_n, c_n, c_all, gates, hidden; save: 0 nothing kept, 1 c_all, 2 all that backward needs.
+// output, h_n, c_n, c_all, gates, hidden. The states of a cell that has several besides h lie one after the other in the
+// last dimension of c_0, c_n and c_all. save: 0 nothing kept, 1 c_all, 2 all that backward needs.
 using LayerResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // Gradients of input, h_0, c_0 and each weight; needs says 0 or 1 for each of them in that order, and what is not
@@ -80,18 +78,20 @@ class LayerCall {
   ScalarType saved_type() const { return accumulation_type(type); }
   int64_t output_width() const { return size.directions * size.state_size; }
   int64_t hidden_width() const { return size.directions * size.hidden_size; }
+  // Of the states that the cell keeps besides h, one after the other.
+  int64_t cell_width() const { return cell.states() * hidden_width(); }
   WeightPointers weights(int64_t direction) const;
   // Where in the weights of a direction W_hr stands, and the first of the cell's per-unit parameters.
   int64_t w_hr_index() const { return arguments.bias ? 4 : 2; }
   int64_t first_unit_parameter() const { return w_hr_index() + (arguments.projection ? 1 : 0); }
   // bool [D, B, P] or null.
   const uint8_t* recurrent_mask() const { return static_cast<const uint8_t*>(recurrent_mask_.data()); }
-  // bool [rows, D * P] and [rows, D * H] or null.
+  // bool [rows, D * P] and [rows, D * H] or null; the latter holds for every state of a unit.
   const uint8_t* zoneout_h() const { return static_cast<const uint8_t*>(zoneout_h_.data()); }
   const uint8_t* zoneout_c() const { return static_cast<const uint8_t*>(zoneout_c_.data()); }
   // Values a unit in the saved gates: those of the cell, and where zoneout mixes cell states the cell's own.
   int64_t saved_values() const {
-    return kSaved + (arguments.zoneout_c.has_value() || arguments.zoneout_c_rate > 0 ? 1 : 0);
+    return cell.saved() + (arguments.zoneout_c.has_value() || arguments.zoneout_c_rate > 0 ? cell.states() : 0);
   }
   int64_t unit_parameters() const { return static_cast<int64_t>(cell.unit_parameters().size()); }
   // Sizes of a tensor with rows, each of sizes `last`.

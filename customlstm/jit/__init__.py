@@ -1,14 +1,18 @@
-"""From a user's Python function to a fused kernel: trace, differentiate, write out.
+"""From a user's Python function to a fused kernel: trace, differentiate, write out, build, register.
 
 :func:`~customlstm.jit.trace.trace` runs the function once on small tensors and records it and its derivative
 as a :class:`~customlstm.jit.program.Program`; :func:`~customlstm.jit.generate.generate` writes a program as
-the struct that ``csrc/cells/README.md`` describes. What a function must not do is said by a
-:class:`CellError`.
+the struct that ``csrc/cells/README.md`` describes; :func:`~customlstm.jit.build.build_library` compiles it,
+once for all processes of a user, and :func:`~customlstm.jit.register.register` makes it known to the
+operators. What a function must not do is said by a :class:`CellError`, what the compiler has against it by a
+:class:`BuildError`.
 """
 
+from .build import BuildError
 from .errors import CellError
 from .generate import generate
 from .program import Program
+from .register import register
 from .trace import trace
 
-__all__ = ["CellError", "Program", "generate", "trace"]
+__all__ = ["BuildError", "CellError", "Program", "generate", "register", "trace"]

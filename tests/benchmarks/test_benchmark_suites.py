@@ -19,7 +19,7 @@ from benchmarks import contenders, grid, interleaved, machine, measure, memory, 
 from customlstm import _binary
 
 ROOT = Path(__file__).resolve().parents[2]
-SUITES = ("layer", "step", "streaming", "lengths", "cells", "options", "compiled")
+SUITES = ("layer", "step", "streaming", "lengths", "cells", "options", "written", "compiled")
 needs_library = pytest.mark.skipif(not _binary.status().loaded, reason=_binary.status().reason)
 needs_marks = pytest.mark.skipif(
     not os.access("/proc/self/clear_refs", os.W_OK), reason="the system has no mark of memory to reset"
@@ -96,7 +96,7 @@ def test_products_do_the_operations_of_the_layer() -> None:
     assert contenders.operations(two, "inference") == 8 * 3 * 2 * 8 * 2 * ((5 + 8) + (16 + 8))
 
 
-@pytest.mark.parametrize("name", [None, *contenders.CELLS])
+@pytest.mark.parametrize("name", [None, *contenders.CELLS, "slstm"])
 def test_loops_compute_the_cell(name: str | None) -> None:
     setting = grid.Setting(6, 3, 5, 8, "float64")
     module = contenders.same_weights(setting, "cpu", backend="reference", cell=name)

@@ -166,12 +166,17 @@ def test_as_cell():
     [
         (
             "tanh",
-            r"cell must be a customlstm.Cell or None, got 'tanh' \(str\); .* Cell\(cell_activation='tanh'\)",
+            r"cell must be a customlstm.Cell, a @customlstm.cell or None, got 'tanh' \(str\); .* "
+            r"Cell\(cell_activation='tanh'\)",
         ),
         (KNOTS, r"\(PiecewiseLinear\); .* write Cell\(cell_activation=\.\.\.\)"),
         (Activation("relu"), r"write Cell\(cell_activation=\.\.\.\)"),
         (Cell, r"write Cell\(\) with parentheses"),
-        (torch.tanh, r"write Cell\(cell_activation=PiecewiseLinear.fit\(fn\)\)"),
+        (
+            torch.tanh,
+            r"write @customlstm.cell above it, and to change an activation "
+            r"Cell\(cell_activation=PiecewiseLinear.fit\(fn\)\)",
+        ),
         (7, r"got 7 \(int\)$"),
     ],
 )

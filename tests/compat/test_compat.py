@@ -241,7 +241,7 @@ def test_texts():
         ((3, 0), {}, ValueError, "hidden_size must be positive, got 0"),
         ((3, 5, 0), {}, ValueError, "layers must be positive, got 0"),
         ((3, 5, True), {}, TypeError, "layers must be an int, got True"),
-        ((3, 5), {"cell": "tanh"}, TypeError, "cell must be a customlstm.Cell or None, got 'tanh'"),
+        ((3, 5), {"cell": "tanh"}, TypeError, "be a customlstm.Cell, a @customlstm.cell or None, got 'tanh'"),
         ((3, 5), {"backend": "cuda"}, ValueError, "backend must be one of"),
     ],
 )

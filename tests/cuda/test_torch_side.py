@@ -46,7 +46,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         *[f"-isystem{path}" for path in cpp_extension.include_paths()],
     ]  # fmt: skip
     ops = [ROOT / "csrc" / "ops" / f"{name}.cpp" for name in
-           ("checks", "cell_args", "sequences", "layer_arguments", "matrices")]  # fmt: skip
+           ("checks", "cell_args", "cell_registry", "sequences", "layer_arguments", "matrices")]  # fmt: skip
     work: list[tuple[Path, list[str]]] = [
         (ROOT / "tests" / "cuda" / "native" / "torch_side.cpp", torch_flags),
         *[(path, torch_flags) for path in ops],

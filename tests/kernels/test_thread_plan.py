@@ -261,7 +261,7 @@ def test_access_has_the_numbers_of_the_library() -> None:
     shapes = [(100, 2, 8, 8), (1, 2, 8, 8), (1, 1, 256, 8), (1, 7, 8, 8)]
     for number, (steps, batch, features, hidden) in enumerate(shapes):
         op = torch.ops.customlstm.cpu_plan
-        assert op([steps, batch, features, hidden, hidden, 1], 1, False)[0][3] == number
+        assert op([steps, batch, features, hidden, hidden, 1, 4], 1, False)[0][3] == number
 
 
 @pytest.mark.parametrize(
@@ -284,19 +284,21 @@ def test_wrong_arguments(wrong: dict[str, Any], text: str) -> None:
 def test_the_operator_checks_its_numbers() -> None:
     op = torch.ops.customlstm.cpu_plan
     for sizes, threads, text in [
-        ([1] * 5, 1, "sizes has 5 numbers, expected 6"),
-        ([1] * 7, 1, "sizes has 7 numbers, expected 6"),
-        ([-1, 1, 8, 8, 8, 1], 1, "steps is -1, expected 0 to"),
-        ([1, -1, 8, 8, 8, 1], 1, "batch is -1, expected 0 to"),
-        ([1, 1, -1, 8, 8, 1], 1, "input_size is -1, expected 0 to"),
-        ([1, 1, 8, 0, 8, 1], 1, "hidden_size is 0, expected 1 to"),
-        ([1, 1, 8, 8, 0, 1], 1, "output_size is 0, expected 1 to"),
-        ([1, 1, 8, 8, 8, 0], 1, "directions is 0, expected 1 to 2"),
-        ([1, 1, 8, 8, 8, 3], 1, "directions is 3, expected 1 to 2"),
-        ([1, 1, 8, 2**41, 8, 1], 1, f"hidden_size is {2**41}, expected 1 to {2**40}"),
-        ([2**40, 2**40, 8, 8, 8, 1], 1, f"no thread plan for {2**40} steps of {2**40} sequences"),
-        ([1, 1, 8, 8, 8, 1], 0, "threads is 0, expected 1 to"),
-        ([1, 1, 8, 8, 8, 1], 2**31, f"threads is {2**31}, expected 1 to"),
+        ([1] * 6, 1, "sizes has 6 numbers, expected 7"),
+        ([1] * 8, 1, "sizes has 8 numbers, expected 7"),
+        ([-1, 1, 8, 8, 8, 1, 4], 1, "steps is -1, expected 0 to"),
+        ([1, -1, 8, 8, 8, 1, 4], 1, "batch is -1, expected 0 to"),
+        ([1, 1, -1, 8, 8, 1, 4], 1, "input_size is -1, expected 0 to"),
+        ([1, 1, 8, 0, 8, 1, 4], 1, "hidden_size is 0, expected 1 to"),
+        ([1, 1, 8, 8, 0, 1, 4], 1, "output_size is 0, expected 1 to"),
+        ([1, 1, 8, 8, 8, 0, 4], 1, "directions is 0, expected 1 to 2"),
+        ([1, 1, 8, 8, 8, 3, 4], 1, "directions is 3, expected 1 to 2"),
+        ([1, 1, 8, 8, 8, 1, 0], 1, "gates is 0, expected 1 to 8"),
+        ([1, 1, 8, 8, 8, 1, 9], 1, "gates is 9, expected 1 to 8"),
+        ([1, 1, 8, 2**41, 8, 1, 4], 1, f"hidden_size is {2**41}, expected 1 to {2**40}"),
+        ([2**40, 2**40, 8, 8, 8, 1, 4], 1, f"no thread plan for {2**40} steps of {2**40} sequences"),
+        ([1, 1, 8, 8, 8, 1, 4], 0, "threads is 0, expected 1 to"),
+        ([1, 1, 8, 8, 8, 1, 4], 2**31, f"threads is {2**31}, expected 1 to"),
     ]:
         for backward in (False, True):
             with pytest.raises(RuntimeError, match=text):

@@ -222,7 +222,7 @@ def test_lengths_and_resets_by_layout() -> None:
 def test_cell_and_backend(module: type) -> None:
     with pytest.raises(ValueError, match="backend must be one of 'auto', 'fused', 'reference', got 'cuda'"):
         module(4, 6, backend="cuda")
-    with pytest.raises(TypeError, match=r"cell must be a customlstm\.Cell or None, got 'relu'"):
+    with pytest.raises(TypeError, match=r"be a customlstm\.Cell, a @customlstm\.cell or None, got 'relu'"):
         module(4, 6, cell="relu")
     with pytest.raises(TypeError, match="positional argument"):
         module(4, 6, 1, True, False, 0.0, False, 0, None, None, customlstm.Cell())

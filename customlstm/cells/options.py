@@ -29,22 +29,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .activations import KINDS, PIECEWISE_LINEAR, Activation, ActivationSpec, PiecewiseLinear, activation
-from .piecewise import finite_number
+from ..activations import KINDS, PIECEWISE_LINEAR, Activation, ActivationSpec, PiecewiseLinear, activation
+from ..piecewise import finite_number
+from .pointwise import Pointwise
 
-__all__ = ["Cell", "as_cell"]
+__all__ = ["NAME", "STANDARD", "Cell"]
 
 _FIELDS = {"gate_activation": "sigmoid", "cell_activation": "tanh", "output_activation": "tanh"}
 _OPTIONS = {"peephole": False, "coupled_gates": False, "gate_clip": None, "cell_clip": None}
-_NAME = "lstm"  # the registered name under which operators know this cell
-
-#: (pre-activations i, f, g, o; cell state; per-unit parameters) -> (h, new cell state), of any leading shape.
-Pointwise = Callable[[Sequence[Tensor], Tensor, Sequence[Tensor]], tuple[Tensor, Tensor]]
+NAME = "lstm"  # the registered name under which operators know this cell
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -76,6 +74,11 @@ class Cell:
     coupled_gates: bool
     gate_clip: float | None
     cell_clip: float | None
+
+    gates: ClassVar[int] = 4
+    states: ClassVar[int] = 1  # besides h
+    saved: ClassVar[int] = 4  # values a unit and step that the kernels keep for backward
+    initial: ClassVar[dict[str, float]] = {}  # unit parameters that do not begin with random numbers
 
     def __init__(
         self,
@@ -111,7 +114,7 @@ class Cell:
     @property
     def is_standard(self) -> bool:
         """Whether this is the cell of ``nn.LSTM``: sigmoid gates, tanh elsewhere."""
-        return self == _STANDARD
+        return self == STANDARD
 
     def encode(self) -> tuple[str, list[float]]:
         """The ``cell`` and ``cell_args`` arguments of the operators.
@@ -120,7 +123,7 @@ class Cell:
         ``[kind, alpha, beta, n, x_1..x_n, y_1..y_n]``; n is 0 except for a PiecewiseLinear. Where an option
         is on, ``[peephole, coupled_gates, gate_clip, cell_clip]`` follow, 0 for what is off.
         """
-        return _NAME, list(self._arguments)  # type: ignore[attr-defined]
+        return NAME, list(self._arguments)  # type: ignore[attr-defined]
 
     @classmethod
     def decode(cls, cell: str, cell_args: Sequence[float]) -> Cell:
@@ -137,6 +140,11 @@ class Cell:
         return bool(self._options())
 
     @property
+    def forget_gate(self) -> int | None:
+        """Which gate ``forget_bias`` is for; none where the forget gate is 1 - i."""
+        return None if self.coupled_gates else 1
+
+    @property
     def unit_parameters(self) -> tuple[str, ...]:
         """Names of the parameters [hidden_size] that this cell adds to every layer and direction."""
         if not self.peephole:
@@ -151,9 +159,9 @@ class Cell:
     def pointwise(self, like: Tensor) -> Pointwise:
         """The cell as a function of tensors: the equations at the top of this module, but for the projection.
 
-        Its arguments are the pre-activations (a_i, a_f, a_g, a_o), the cell state, and the parameters of
-        :attr:`unit_parameters`; it returns h and the new cell state. Made ready for many calls on tensors of
-        ``like``'s dtype and device.
+        Its arguments are the pre-activations (a_i, a_f, a_g, a_o), a sequence of the cell state, and the
+        parameters of :attr:`unit_parameters`; it returns h and a tuple of the new cell state. Made ready for
+        many calls on tensors of ``like``'s dtype and device.
         """
         s_g, s_c, s_h = self.bind(like)
         largest = torch.finfo(
@@ -166,8 +174,11 @@ class Cell:
         def clip(a: Tensor) -> Tensor:
             return a if gate is None else a.clamp(-gate, gate)
 
-        def function(a: Sequence[Tensor], c: Tensor, p: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        def function(
+            a: Sequence[Tensor], states: Sequence[Tensor], p: Sequence[Tensor]
+        ) -> tuple[Tensor, tuple[Tensor, ...]]:
             a_i, a_f, a_g, a_o = a
+            (c,) = states
             if self.peephole:
                 a_i = a_i + p[0] * c
                 a_f = a_f if self.coupled_gates else a_f + p[1] * c
@@ -177,7 +188,7 @@ class Cell:
             c = c if limit is None else c.clamp(-limit, limit)
             if self.peephole:
                 a_o = a_o + p[-1] * c
-            return s_g(clip(a_o)) * s_h(c), c
+            return s_g(clip(a_o)) * s_h(c), (c,)
 
         return function
 
@@ -234,7 +245,7 @@ def _with_options(parts: Sequence[ActivationSpec], options: Mapping[str, Any]) -
     return Cell(*parts, **options)
 
 
-_STANDARD = Cell()
+STANDARD = Cell()
 
 # So that torch.load reads a checkpoint that holds a cell. What it then calls are these constructors, which
 # check what they are given.
@@ -243,8 +254,8 @@ torch.serialization.add_safe_globals([Cell, _with_options, Activation, Piecewise
 
 @lru_cache(maxsize=256)
 def _decode(cell: str, cell_args: tuple[float, ...]) -> Cell:
-    if cell != _NAME:
-        raise ValueError(f"unknown cell {cell!r}, expected {_NAME!r}")
+    if cell != NAME:
+        raise ValueError(f"unknown cell {cell!r}, expected {NAME!r}")
     names = {kind.id: name for name, kind in KINDS.items()}
     parts: list[ActivationSpec] = []
     position = 0
@@ -288,28 +299,4 @@ def _decode(cell: str, cell_args: tuple[float, ...]) -> Cell:
         coupled_gates=bool(coupled_gates),
         gate_clip=gate_clip or None,
         cell_clip=cell_clip or None,
-    )
-
-
-def as_cell(cell: Cell | None, argument: str = "cell") -> Cell:
-    """``cell`` itself, or the standard cell for None.
-
-    Raises:
-        TypeError: anything else; the text says how to write the Cell that was probably meant.
-    """
-    if cell is None:
-        return _STANDARD
-    if isinstance(cell, Cell):
-        return cell
-    hint = ""
-    if isinstance(cell, str):
-        hint = f"; for this activation on the cell input write Cell(cell_activation={cell!r})"
-    elif isinstance(cell, (Activation, PiecewiseLinear)):
-        hint = "; for this activation on the cell input write Cell(cell_activation=...)"
-    elif cell is Cell:
-        hint = "; write Cell() with parentheses"
-    elif callable(cell):
-        hint = "; to change an activation write Cell(cell_activation=PiecewiseLinear.fit(fn)) or name one"
-    raise TypeError(
-        f"{argument} must be a customlstm.Cell or None, got {cell!r} ({type(cell).__name__}){hint}"
     )

@@ -1,0 +1,10 @@
+// What is compiled for CPUs with AVX-512 F, DQ, BW and VL. Include it after every other header, so that no
+// shared inline function is compiled for this instruction set.
+#pragma once
+
+#include <immintrin.h>
+
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c")
+#define CUSTOMLSTM_VECTOR_BYTES 64
+#define CUSTOMLSTM_HAS_FMA 1
+#define CUSTOMLSTM_ISA_NAME "avx512"

@@ -1,0 +1,339 @@
+"""Cells that users write: ``@customlstm.cell`` makes a :class:`UserCell` of a function of gates and states.
+
+The function is traced once, when a module is made with it, and compiled once for every dtype, when a call
+first needs it (:mod:`customlstm.jit`). Nothing is traced or compiled by importing the module that has it.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import inspect
+import itertools
+import re
+import textwrap
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .pointwise import Pointwise
+
+__all__ = ["UserCell", "cell", "find"]
+
+#: Under the names by which the operators know them.
+_known: dict[str, UserCell] = {}
+_lock = threading.RLock()
+_numbers = itertools.count(1)
+
+
+def cell(function: Callable[..., Any]) -> UserCell:
+    """Makes a cell of a function of gate pre-activations and states; a decorator.
+
+    Args:
+        function: takes 1 to 8 gates, then 1 to 4 states besides h, by position, and at most 8 per-unit
+            parameters as keyword-only arguments; returns h and the new states. All are tensors of one shape,
+            and every element is a hidden unit by itself: any of PyTorch's pointwise functions, comparisons
+            and ``torch.where`` may be used, nothing that mixes elements. The number of results tells how many
+            of the positional arguments are states. A parameter's default is the number that it begins with;
+            without one it begins as ``nn.LSTM``'s weights do.
+
+    Returns:
+        What ``LSTM`` and ``LSTMCell`` take as ``cell``. It can still be called as the function.
+
+    Raises:
+        TypeError: ``function`` is not a function. What it computes is looked at when a module is made with
+            it.
+
+    Example:
+        >>> @customlstm.cell
+        ... def coupled(f, g, o, c, *, peephole=0.0):
+        ...     f = torch.sigmoid(f + peephole * c)
+        ...     c = f * c + (1 - f) * torch.tanh(g)
+        ...     return torch.sigmoid(o) * torch.tanh(c), c
+        >>> lstm = customlstm.LSTM(8, 16, cell=coupled)  # weight_ih_l0 is [3 * 16, 8], peephole_l0 is [16]
+    """
+    if isinstance(function, UserCell):
+        return function
+    if not callable(function) or inspect.isclass(function):
+        raise TypeError(
+            f"function must be a function of gates and states, got {function!r} ({type(function).__name__}); "
+            "write @customlstm.cell above a def"
+        )
+    return UserCell(function)
+
+
+class UserCell:
+    """A cell that is a function; made by :func:`cell`. Immutable, hashable, and picklable.
+
+    It pickles with what was traced, so that it loads where its module cannot be imported. Equal cells compute
+    the same under the same names.
+
+    Attributes:
+        name: of the function.
+    """
+
+    name: str
+
+    def __init__(self, function: Callable[..., Any] | None, program: Any = None, source: str = "") -> None:
+        self._function = function
+        self._program = program
+        self._source = source
+        self._why_not: str | None = None
+        self._looked = program is not None
+        self._operator = ""
+        self._names: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]] = ((), (), ())
+        self.initial: dict[str, float] = {}
+        if function is not None:
+            functools.update_wrapper(self, function)
+            self.name = getattr(function, "__name__", type(function).__name__)
+        else:
+            self.name = program.name
+        if program is not None:
+            self._adopt(program)
+
+    def __call__(self, *args: Tensor, **parameters: Tensor) -> Any:
+        """The function itself."""
+        if self._function is not None:
+            return self._function(*args, **parameters)
+        gates, _, names = self._names
+        own = [parameters[name] for name in names]
+        h, new = self._program.forward(args[: len(gates)], args[len(gates) :], own)
+        return (h, *new)
+
+    def check(self) -> None:
+        """Looks at what the function computes, unless that was done.
+
+        Raises:
+            CellError: it is no cell; the text names the line and the way out. A function that is one but
+                cannot be fused raises nothing here: see :attr:`why_not_fused`.
+        """
+        if self._looked:
+            return
+        from .. import jit  # loads torch.fx, which takes its time
+
+        with _lock:
+            if self._looked:
+                return
+            try:
+                self._adopt(jit.trace(self._function))
+            except jit.CellError as error:
+                self._adopt_as_it_is(error)
+            self._looked = True
+
+    def _adopt(self, program: Any) -> None:
+        self._program = program
+        self._names = (program.gates, program.states, program.parameters)
+        self.initial = _given(program.parameters, program.defaults)
+        word = re.sub(r"\W", "_", self.name, flags=re.ASCII)[:20]
+        self._operator = f"user.{word}.{program.digest[:32]}"
+        _known.setdefault(self._operator, self)
+
+    def _adopt_as_it_is(self, error: Exception) -> None:
+        """For the reference alone, where the function at least returns h and states for tensors."""
+        from ..jit.signature import read_signature
+
+        signature = read_signature(self._function)
+        shape = (2, 3)
+        arguments = [torch.zeros(shape, dtype=torch.float64) for _ in signature.positional]
+        parameters = {name: torch.zeros(shape[1:], dtype=torch.float64) for name in signature.parameters}
+        try:
+            with torch.no_grad():
+                results = self._function(*arguments, **parameters)
+            good = isinstance(results, (tuple, list)) and 1 < len(results) < len(arguments) + 1
+            good = good and all(isinstance(x, Tensor) and x.shape == shape for x in results)
+        except Exception:
+            raise error from None
+        if not good:
+            raise error
+        gates = len(arguments) - len(results) + 1
+        self._names = (signature.positional[:gates], signature.positional[gates:], signature.parameters)
+        self.initial = _given(signature.parameters, signature.defaults)
+        self._why_not = str(error)
+        self._operator = f"user.{re.sub(r'[^A-Za-z0-9_]', '_', self.name)[:20]}.unfused{next(_numbers)}"
+        _known[self._operator] = self
+
+    @property
+    def program(self) -> Any:
+        """The traced :class:`customlstm.jit.Program`, or None where :attr:`why_not_fused` says why.
+
+        Raises:
+            CellError: as :meth:`check`.
+        """
+        self.check()
+        return self._program
+
+    @property
+    def why_not_fused(self) -> str | None:
+        """Why no kernel can be made of the function, which then runs on the reference; None if one can.
+
+        Raises:
+            CellError: as :meth:`check`.
+        """
+        self.check()
+        return self._why_not
+
+    @property
+    def digest(self) -> str | None:
+        """sha256 of what is computed and of the names of the arguments; None where it could not be traced."""
+        return None if self.program is None else self.program.digest
+
+    @property
+    def source(self) -> str:
+        """The text of the function, where it can be read."""
+        if not self._source and self._function is not None:
+            try:
+                self._source = textwrap.dedent(inspect.getsource(self._function))
+            except (OSError, TypeError):
+                return ""
+        return self._source
+
+    @property
+    def gate_names(self) -> tuple[str, ...]:
+        """Names of the gates, in the order of their rows in the weights."""
+        self.check()
+        return self._names[0]
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the states besides h, in their order within c."""
+        self.check()
+        return self._names[1]
+
+    @property
+    def unit_parameters(self) -> tuple[str, ...]:
+        """Names of the parameters [hidden_size] that this cell adds to every layer and direction."""
+        self.check()
+        return self._names[2]
+
+    @property
+    def gates(self) -> int:
+        """Number of gates: W_ih, W_hh and the biases have this many times hidden_size rows."""
+        return len(self.gate_names)
+
+    @property
+    def states(self) -> int:
+        """Number of states besides h: c has this many times hidden_size features."""
+        return len(self.state_names)
+
+    @property
+    def saved(self) -> int:
+        """Values a unit and step that a kernel keeps for backward."""
+        return 1 if self.program is None else self.program.saved_count
+
+    @property
+    def forget_gate(self) -> int | None:
+        """Which gate ``forget_bias`` is for: the one named f."""
+        return self.gate_names.index("f") if "f" in self.gate_names else None
+
+    @property
+    def is_standard(self) -> bool:
+        """False: what a function computes is not compared with the cell of ``nn.LSTM``."""
+        return False
+
+    def encode(self) -> tuple[str, list[float]]:
+        """The ``cell`` and ``cell_args`` arguments of the operators."""
+        self.check()
+        return self._operator, []
+
+    def pointwise(self, like: Tensor) -> Pointwise:
+        """The function in the form in which the reference calls it; see :meth:`Cell.pointwise`."""
+        self.check()
+        if self._program is not None:
+            return self._program.forward
+        function, names = self._function, self._names[2]
+
+        def run(
+            a: Sequence[Tensor], states: Sequence[Tensor], p: Sequence[Tensor]
+        ) -> tuple[Tensor, tuple[Tensor, ...]]:
+            own = [x.clone() for x in (*a, *states)]  # a function may write into its arguments
+            h, *new = function(*own, **dict(zip(names, p, strict=True)))
+            return h, tuple(new)
+
+        return run
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, UserCell):
+            return NotImplemented
+        return self is other or (self.program is not None and self.encode() == other.encode())
+
+    def __hash__(self) -> int:
+        return hash(self.encode()[0])
+
+    def __copy__(self) -> UserCell:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> UserCell:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.program is not None:
+            return _restored, (self.program.to_data(), self.source)
+        module, name = getattr(self, "__module__", None), getattr(self, "__qualname__", "")
+        try:
+            found: Any = importlib.import_module(module)
+            for part in name.split("."):
+                found = getattr(found, part)
+        except (ImportError, AttributeError, TypeError):
+            found = None
+        if found is not self:
+            raise TypeError(
+                f"{self!r} cannot be pickled: it cannot be fused, so its function is all there is, and that "
+                f"is not {module}.{name}; define it at the top of a module. It cannot be fused because: "
+                f"{self._why_not}"
+            )
+        return _imported, (module, name)
+
+    def __repr__(self) -> str:
+        return self.name if not self._looked else f"<cell {self}>"
+
+    def __str__(self) -> str:
+        if not self._looked:
+            return self.name
+        gates, states, parameters = self._names
+        own = f", *, {', '.join(parameters)}" if parameters else ""
+        return f"{self.name}({', '.join((*gates, *states))}{own})"
+
+
+def _given(names: Sequence[str], numbers: Sequence[float | None]) -> dict[str, float]:
+    return {name: number for name, number in zip(names, numbers, strict=True) if number is not None}
+
+
+def find(name: str) -> UserCell:
+    """The cell that the operators know by this name.
+
+    Raises:
+        ValueError: there is none in this process.
+    """
+    if name not in _known:
+        raise ValueError(
+            f"unknown cell {name!r}: this process has not met it; import the module that defines it and make "
+            "a module with it, or load the cell from a pickle"
+        )
+    return _known[name]
+
+
+def _restored(data: object, source: str) -> UserCell:
+    """What pickles of a traced cell call."""
+    from ..jit.program import Program
+
+    if not isinstance(source, str):
+        raise ValueError(f"source of a pickled cell must be a str, got {type(source).__name__}")
+    loaded = UserCell(None, Program.from_data(data), source)
+    return _known[loaded._operator]  # the one with its function, where this process has it
+
+
+def _imported(module: str, name: str) -> UserCell:
+    """What pickles of a cell that could not be traced call."""
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return copy.copy(found)
+
+
+# So that torch.load reads a checkpoint that holds a cell: what it calls checks what it is given, and runs no
+# code of the file's.
+torch.serialization.add_safe_globals([_restored])

@@ -1,0 +1,129 @@
+"""Makes a user's cell known to the operators: has its kernels written out, built, loaded and registered.
+
+The sources of one cell are the struct that :mod:`customlstm.jit.generate` writes, and a few lines that put it
+into the recurrence of ``csrc/cpu``; sizes are run-time values, so a cell is built once for each dtype.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from typing import TYPE_CHECKING
+
+import torch
+
+from .build import build_library
+from .generate import generate
+from .headers import headers
+from .program import Program
+
+if TYPE_CHECKING:
+    from ..cells import UserCell
+
+__all__ = ["register", "sources"]
+
+#: C++ types of the kernels, and the numbers of StorageType in csrc/types.h.
+_STORAGE = {torch.float32: ("float", 0), torch.float64: ("double", 1)}
+_STORAGE |= {torch.bfloat16: ("BFloat16", 2), torch.float16: ("Half", 3)}
+
+_PART = """\
+// Kernels of {cell}, {part}; the recurrence around it is that of every cell.
+#include "cpu/kernels.h"
+#include "cpu/isa/{isa}.h"
+
+namespace customlstm {{
+namespace user_cell {{
+#include "cpu/recurrence.inl"
+#include "cpu/functions.inl"
+#include "cell.inl"
+}}  // namespace user_cell
+}}  // namespace customlstm
+
+extern "C" __attribute__((visibility("default")))
+void customlstm_{part}(customlstm::{Part}Kernels* kernels) {{
+  *kernels = customlstm::user_cell::{part}_kernels<{type}, customlstm::user_cell::UserCell>();
+}}
+"""
+# What meets between threads is one object of the package's own library; this is the code that works on it.
+_TEAM = '#include "cpu/team.cpp"\n'
+
+_lock = threading.Lock()
+_registered: set[tuple[str, torch.dtype]] = set()
+# A library that is unloaded takes the code of running and recorded calls with it.
+_loaded: dict[str, ctypes.CDLL] = {}
+
+
+def sources(program: Program, dtype: torch.dtype, isa: str) -> dict[str, str]:
+    """The C++ files of a cell's kernels on the CPU, by name.
+
+    Args:
+        program: the cell.
+        dtype: float32, float64, bfloat16 or float16.
+        isa: the instruction set, as ``torch.ops.customlstm.cpu_isa()`` names it.
+    """
+    if isa == "avx512_bf16" and dtype != torch.bfloat16:
+        isa = "avx512"  # that set has kernels of bfloat16 only: see csrc/cpu/dispatch.cpp
+    name, _ = _STORAGE[dtype]
+    type_name = name if name in ("float", "double") else f"customlstm::{name}"
+    parts = {
+        f"{part}.cpp": _PART.format(
+            cell=program.digest[:16], part=part, Part=part.title(), isa=isa, type=type_name
+        )
+        for part in ("forward", "backward")
+    }
+    return {"cell.inl": generate(program), **parts, "team.cpp": _TEAM}
+
+
+def register(cell: UserCell, dtype: torch.dtype, device: str | torch.device = "cpu") -> None:
+    """Builds the kernels of ``cell`` for ``dtype``, or takes them from the cache, and registers them.
+
+    A call does this by itself when it needs it. Call it before TorchScript or an exported program runs a cell
+    in a process of its own, or to spend the seconds of a first build at a time of your choice.
+
+    Args:
+        cell: made by ``@customlstm.cell``.
+        dtype: float32, float64, bfloat16 or float16.
+        device: the CPU; there is no kernel of users' cells for another device yet.
+
+    Raises:
+        CellError: the cell cannot be fused; the text says which line is in the way.
+        BuildError: it could not be compiled; the text has the compiler's first error.
+        ValueError: a dtype or device for which there are no kernels.
+        RuntimeError: the package's own compiled library is not loaded.
+    """
+    from .. import _binary
+    from .errors import CellError
+
+    if cell.why_not_fused is not None:
+        raise CellError(cell.why_not_fused)
+    if dtype not in _STORAGE:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, _STORAGE))}, got {dtype}")
+    kind = torch.device(device).type
+    if kind != "cpu":
+        raise ValueError(f"device must be the CPU, got {device}: users' cells are compiled for it only")
+    status = _binary.status()
+    if not status.loaded:
+        raise RuntimeError(f"the compiled library is not loaded: {status.reason}")
+    name, _ = cell.encode()
+    with _lock:
+        if (name, dtype) in _registered:
+            return
+        _build(name, cell.program, dtype)
+        _registered.add((name, dtype))
+
+
+def _build(name: str, program: Program, dtype: torch.dtype) -> None:
+    operators = torch.ops.customlstm
+    type_name, number = _STORAGE[dtype]
+    files = sources(program, dtype, operators.cpu_isa())
+    built = build_library(f"{program.name}-{type_name.lower()}", files, includes=headers())
+    path = str(built.path)
+    library = _loaded.get(path) or ctypes.CDLL(path)
+    _loaded[path] = library
+    sizes = [len(program.gates), len(program.states), program.saved_count]
+    operators._register_cell(name, sizes, " ".join(program.parameters))
+    addresses = (
+        ctypes.cast(f, ctypes.c_void_p).value
+        for f in (library.customlstm_forward, library.customlstm_backward)
+    )
+    operators._register_cpu_kernels(name, number, *addresses)
