@@ -99,7 +99,7 @@ class LoopLSTM(nn.Module):
 
 
 class PythonLoop(nn.Module):
-    """One direction, one layer of a cell that a user wrote: its function, one step after another, in eager mode."""
+    """One direction, one layer of a cell that a user wrote: its function, step after step, in eager mode."""
 
     def __init__(self, lstm: customlstm.LSTM) -> None:
         super().__init__()
