@@ -11,7 +11,7 @@ ARGS ?=
 # Where `make bench` writes what it measured, run by run; what it has measured before it replaces.
 RESULTS ?= runs/bench.json
 # What `make sanitize` runs.
-SANITIZE_TESTS ?= tests/kernels tests/modules/test_parity.py
+SANITIZE_TESTS ?= tests/kernels tests/modules/test_parity.py tests/modules/test_written_cells.py
 
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.customlstm-installed

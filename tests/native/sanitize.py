@@ -3,6 +3,7 @@
 ``python tests/native/sanitize.py [pytest arguments]``. The build has folders of its own below build/sanitize;
 the library that the package uses is not touched. The tests run once for each instruction set that was
 compiled and that this CPU has. The exit code is that of the first run that failed; a report ends its run.
+Cells that tests write are compiled with the sanitizers as well.
 """
 
 from __future__ import annotations
@@ -65,6 +66,9 @@ def available(isa: str, environment: dict[str, str]) -> bool:
 def main(arguments: list[str]) -> int:
     library = build()
     preload = {"LD_PRELOAD": runtimes(), "CUSTOMLSTM_BINARY": str(library)}
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    checked = [*compiler, "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    preload["CXX"] = shlex.join([*checked, "--param=asan-instrumentation-with-call-threshold=0"])
     tested = []
     for isa in json.loads(library.with_name("_C.json").read_text())["cpu"]:
         environment = os.environ | OPTIONS | preload | {"CUSTOMLSTM_CPU_ISA": isa}
