@@ -19,6 +19,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name == "jit":  # not before it is asked for: who writes no cell never loads it
-        return importlib.import_module(".jit", __name__)
+    if name in ("convert", "jit"):  # not before they are asked for: few need them
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -108,9 +108,12 @@ def why_not_fused(
 def _why_not_compiled(device: torch.device, dtype: torch.dtype, cell: str) -> str | None:
     # Not functools.cache: Dynamo looks through it and warns.
     key = (device, dtype, cell)
-    if key not in _compiled_reasons:
-        _compiled_reasons[key] = _find_why_not_compiled(device, dtype, cell)
-    return _compiled_reasons[key]
+    if key in _compiled_reasons:
+        return _compiled_reasons[key]
+    reason = _find_why_not_compiled(device, dtype, cell)
+    if reason is None or cell == cells.NAME:  # a compiler can be mended; jit/cache.py knows what has failed
+        _compiled_reasons[key] = reason
+    return reason
 
 
 def _find_why_not_compiled(device: torch.device, dtype: torch.dtype, cell: str) -> str | None:
@@ -265,6 +268,8 @@ def for_scripting(backend: str, device: torch.device, dtype: torch.dtype, cell: 
     backend = effective_backend(backend)
     if backend != "reference" and (backend == "fused" or cell != cells.NAME):
         reason = why_not_fused(device, dtype, cell)
+        if reason is None and cell != cells.NAME and torch.is_autocast_enabled(device.type):
+            reason = why_not_fused(device, torch.get_autocast_dtype(device.type), cell)
         if backend == "fused":
             _refuse(reason)
         if reason is not None:

@@ -59,7 +59,7 @@ class Recurrent(nn.Module):
             raise ValueError(
                 f"cell has the parameters {list(new.unit_parameters)}, this module was made for {list(own)}; "
                 f"customlstm.convert.to_customlstm(module, cell={new}) makes a new one, where new parameters "
-                "begin at 0"
+                "begin at 0 or where the cell says"
             )
         self._cell = new
         # What the operators take; encoded once, not at every call. The text is for _arguments.
@@ -196,6 +196,11 @@ def parameter_shapes(
     if proj_size:
         shapes |= {"weight_hr": (proj_size, hidden_size)}
     for name in cell.unit_parameters:
+        if base_name(name) != name:
+            raise ValueError(
+                f"cell={cell} has a parameter named {name}, which reads like one of a layer; give it a name "
+                "that does not end with _l and a number"
+            )
         if name in _RESERVED:
             raise ValueError(
                 f"cell={cell} has a parameter named {name}, as the layer has; give it another name"

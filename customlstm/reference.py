@@ -124,7 +124,7 @@ def step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One step: input [B, L], h_0 [B, P], c_0 [B, S*H]; weights as one direction of :func:`layer`.
 
-    Returns h_1 [B, P] and c_1 [B, H] in the dtype of ``input``, and c_1 in the accumulation dtype.
+    Returns h_1 [B, P] and c_1 [B, S*H] in the dtype of ``input``, and c_1 in the accumulation dtype.
     """
     dtype, accumulate = input.dtype, accumulation_dtype(input.dtype)
     weights = [w.to(accumulate) for w in weights]
@@ -249,7 +249,7 @@ class _CellWeights:
 
 
 def _step(gates: Tensor, h: Tensor, c: Tensor, own: _CellWeights) -> tuple[Tensor, Tensor]:
-    """The equations; ``gates`` [B, 4H] is the input's part."""
+    """The equations; ``gates`` [B, G*H] is the input's part."""
     a = torch.addmm(gates, own.operand(h), own.w_hh.t()).chunk(own.gates, -1)
     h, states = own.pointwise(a, c.chunk(own.states, -1), own.unit_parameters)
     c = states[0] if own.states == 1 else torch.cat(states, -1)

@@ -132,6 +132,11 @@ struct CellKernels {
   BackwardKernels backward;
 };
 
+// kGates, kStates, kSaved and kParameters of a cell.
+struct CellSizes {
+  int64_t gates, states, saved, unit_parameters;
+};
+
 struct KernelTable {
   const char* name;
   CellKernels cells[kStorageTypes][kCellKinds];

@@ -20,6 +20,10 @@
 #include "gradients.inl"
 #include "backward.inl"
 
+template <class Cell>
+constexpr CellSizes cell_sizes() {
+  return {Cell::kGates, Cell::kStates, Cell::kSaved, Cell::kParameters};
+}
 template <class T, class Cell>
 constexpr ForwardKernels forward_kernels() {
   using Kernel = Forward<T, Cell>;

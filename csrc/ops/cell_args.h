@@ -1,4 +1,4 @@
-// Decodes the op's description of a cell; the encoding is written down in customlstm/cells.py.
+// Decodes the op's description of a cell; the encoding is written down in customlstm/cells/options.py.
 #pragma once
 
 #include <string>
@@ -19,9 +19,9 @@ class CellArgs {
   CellKind kind() const { return kind_; }
   const RegisteredCell* registered() const { return registered_; }
   // Pre-activations, states besides h, and values saved for backward, of one hidden unit.
-  int64_t gates() const { return registered_ ? registered_->gates : 4; }
-  int64_t states() const { return registered_ ? registered_->states : 1; }
-  int64_t saved() const { return registered_ ? registered_->saved : 4; }
+  int64_t gates() const { return registered_ ? registered_->sizes.gates : 4; }
+  int64_t states() const { return registered_ ? registered_->sizes.states : 1; }
+  int64_t saved() const { return registered_ ? registered_->sizes.saved : 4; }
   // Parameters with one value a hidden unit, which follow the weights of each direction in this order.
   const std::vector<std::string>& unit_parameters() const { return unit_parameters_; }
   // CellParams of the accumulation type of `type`; lives as long as this object.

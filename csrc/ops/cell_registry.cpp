@@ -35,22 +35,23 @@ const RegisteredCell* find_cell(const std::string& name) {
   return found == all.cells.end() ? nullptr : found->second.get();
 }
 
-void register_cell(const std::string& name, int64_t gates, int64_t states, int64_t saved,
-                   const std::vector<std::string>& unit_parameters) {
-  check_size("gates", gates, kMaxGates);
-  check_size("states", states, kMaxStates);
-  check_size("saved", saved, kMaxSaved);
-  check(unit_parameters.size() <= kMaxUnitParameters, "unit_parameters has ", unit_parameters.size(),
-        " names, expected at most ", kMaxUnitParameters);
+void register_cell(const std::string& name, const CellSizes& sizes, const std::vector<std::string>& unit_parameters) {
+  check_size("gates", sizes.gates, kMaxGates);
+  check_size("states", sizes.states, kMaxStates);
+  check_size("saved", sizes.saved, kMaxSaved);
+  check(sizes.unit_parameters == static_cast<int64_t>(unit_parameters.size()) &&
+            sizes.unit_parameters <= kMaxUnitParameters,
+        "the cell ", name, " has ", sizes.unit_parameters, " unit parameters and ", unit_parameters.size(),
+        " names of them, expected as many, and at most ", kMaxUnitParameters);
   check(name != "lstm", "the name lstm is taken");
   Registry& all = registry();
   const std::lock_guard<std::mutex> lock(all.mutex);
   std::unique_ptr<RegisteredCell>& cell = all.cells[name];
   if (cell == nullptr) {
-    cell.reset(new RegisteredCell(gates, states, saved, unit_parameters));
+    cell.reset(new RegisteredCell(sizes, unit_parameters));
     return;
   }
-  check(cell->gates == gates && cell->states == states && cell->saved == saved &&
+  check(cell->sizes.gates == sizes.gates && cell->sizes.states == sizes.states && cell->sizes.saved == sizes.saved &&
             cell->unit_parameters == unit_parameters,
         "a cell with other sizes is registered as ", name);
 }

@@ -10,8 +10,8 @@ import copy
 import functools
 import importlib
 import inspect
-import itertools
 import re
+import secrets
 import textwrap
 import threading
 from collections.abc import Callable, Sequence
@@ -27,10 +27,9 @@ __all__ = ["UserCell", "cell", "find"]
 #: Under the names by which the operators know them.
 _known: dict[str, UserCell] = {}
 _lock = threading.RLock()
-_numbers = itertools.count(1)
 
 
-def cell(function: Callable[..., Any]) -> UserCell:
+def cell(function: Callable[..., Any] | None = None) -> UserCell:
     """Makes a cell of a function of gate pre-activations and states; a decorator.
 
     Args:
@@ -58,6 +57,8 @@ def cell(function: Callable[..., Any]) -> UserCell:
     """
     if isinstance(function, UserCell):
         return function
+    if function is None:
+        raise TypeError("function is missing: write @customlstm.cell above the def, without parentheses")
     if not callable(function) or inspect.isclass(function):
         raise TypeError(
             f"function must be a function of gates and states, got {function!r} ({type(function).__name__}); "
@@ -88,7 +89,7 @@ class UserCell:
         self._names: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]] = ((), (), ())
         self.initial: dict[str, float] = {}
         if function is not None:
-            functools.update_wrapper(self, function)
+            functools.update_wrapper(self, function, updated=())  # not its attributes, over those of the cell
             self.name = getattr(function, "__name__", type(function).__name__)
         else:
             self.name = program.name
@@ -128,8 +129,7 @@ class UserCell:
         self._program = program
         self._names = (program.gates, program.states, program.parameters)
         self.initial = _given(program.parameters, program.defaults)
-        word = re.sub(r"\W", "_", self.name, flags=re.ASCII)[:20]
-        self._operator = f"user.{word}.{program.digest[:32]}"
+        self._operator = self._operator_name(program.digest[:32])
         _known.setdefault(self._operator, self)
 
     def _adopt_as_it_is(self, error: Exception) -> None:
@@ -137,24 +137,19 @@ class UserCell:
         from ..jit.signature import read_signature
 
         signature = read_signature(self._function)
-        shape = (2, 3)
-        arguments = [torch.zeros(shape, dtype=torch.float64) for _ in signature.positional]
-        parameters = {name: torch.zeros(shape[1:], dtype=torch.float64) for name in signature.parameters}
-        try:
-            with torch.no_grad():
-                results = self._function(*arguments, **parameters)
-            good = isinstance(results, (tuple, list)) and 1 < len(results) < len(arguments) + 1
-            good = good and all(isinstance(x, Tensor) and x.shape == shape for x in results)
-        except Exception:
-            raise error from None
-        if not good:
+        states = max(_states_of(self._function, signature, dtype) for dtype in (torch.float64, torch.float32))
+        if states == 0:
             raise error
-        gates = len(arguments) - len(results) + 1
+        gates = len(signature.positional) - states
         self._names = (signature.positional[:gates], signature.positional[gates:], signature.parameters)
         self.initial = _given(signature.parameters, signature.defaults)
         self._why_not = str(error)
-        self._operator = f"user.{re.sub(r'[^A-Za-z0-9_]', '_', self.name)[:20]}.unfused{next(_numbers)}"
+        # Known in this process only: in another one the same name must not mean another function.
+        self._operator = self._operator_name(secrets.token_hex(16))
         _known[self._operator] = self
+
+    def _operator_name(self, identity: str) -> str:
+        return f"user.{re.sub(r'[^A-Za-z0-9_]', '_', self.name)[:20]}.{identity}"
 
     @property
     def program(self) -> Any:
@@ -296,6 +291,21 @@ class UserCell:
         gates, states, parameters = self._names
         own = f", *, {', '.join(parameters)}" if parameters else ""
         return f"{self.name}({', '.join((*gates, *states))}{own})"
+
+
+def _states_of(function: Callable[..., Any] | None, signature: Any, dtype: torch.dtype) -> int:
+    """How many states it returns for tensors of this dtype; 0 where it fails or returns anything else."""
+    shape = (2, 3)
+    arguments = [torch.zeros(shape, dtype=dtype) for _ in signature.positional]
+    parameters = {name: torch.zeros(shape[1:], dtype=dtype) for name in signature.parameters}
+    try:
+        with torch.no_grad():
+            results = function(*arguments, **parameters)
+    except Exception:
+        return 0
+    good = isinstance(results, (tuple, list)) and 1 < len(results) < len(arguments) + 1
+    good = good and all(isinstance(x, Tensor) and x.shape == shape for x in results)
+    return len(results) - 1 if good else 0
 
 
 def _given(names: Sequence[str], numbers: Sequence[float | None]) -> dict[str, float]:

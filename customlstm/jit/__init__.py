@@ -1,7 +1,7 @@
 """From a user's Python function to a fused kernel: trace, differentiate, write out, build, register.
 
-:func:`~customlstm.jit.trace.trace` runs the function once on small tensors and records it and its derivative
-as a :class:`~customlstm.jit.program.Program`; :func:`~customlstm.jit.generate.generate` writes a program as
+:func:`~customlstm.jit.trace.trace` runs the function on small tensors and records it and its derivative as
+a :class:`~customlstm.jit.program.Program`; :func:`~customlstm.jit.generate.generate` writes a program as
 the struct that ``csrc/cells/README.md`` describes; :func:`~customlstm.jit.build.build_library` compiles it,
 once for all processes of a user, and :func:`~customlstm.jit.register.register` makes it known to the
 operators. What a function must not do is said by a :class:`CellError`, what the compiler has against it by a

@@ -7,14 +7,14 @@ into the recurrence of ``csrc/cpu``; sizes are run-time values, so a cell is bui
 from __future__ import annotations
 
 import ctypes
-import threading
 from typing import TYPE_CHECKING
 
 import torch
 
-from .build import build_library
+from .build import BuildError, build_library
 from .generate import generate
 from .headers import headers
+from .locks import within_process
 from .program import Program
 
 if TYPE_CHECKING:
@@ -44,10 +44,14 @@ void customlstm_{part}(customlstm::{Part}Kernels* kernels) {{
   *kernels = customlstm::user_cell::{part}_kernels<{type}, customlstm::user_cell::UserCell>();
 }}
 """
+_SIZES = """
+extern "C" __attribute__((visibility("default"))) void customlstm_sizes(customlstm::CellSizes* sizes) {
+  *sizes = customlstm::user_cell::cell_sizes<customlstm::user_cell::UserCell>();
+}
+"""
 # What meets between threads is one object of the package's own library; this is the code that works on it.
 _TEAM = '#include "cpu/team.cpp"\n'
 
-_lock = threading.Lock()
 _registered: set[tuple[str, torch.dtype]] = set()
 # A library that is unloaded takes the code of running and recorded calls with it.
 _loaded: dict[str, ctypes.CDLL] = {}
@@ -71,6 +75,7 @@ def sources(program: Program, dtype: torch.dtype, isa: str) -> dict[str, str]:
         )
         for part in ("forward", "backward")
     }
+    parts["forward.cpp"] += _SIZES
     return {"cell.inl": generate(program), **parts, "team.cpp": _TEAM}
 
 
@@ -87,7 +92,8 @@ def register(cell: UserCell, dtype: torch.dtype, device: str | torch.device = "c
 
     Raises:
         CellError: the cell cannot be fused; the text says which line is in the way.
-        BuildError: it could not be compiled; the text has the compiler's first error.
+        BuildError: it could not be compiled, with the compiler's first error, or what was compiled cannot be
+            loaded.
         ValueError: a dtype or device for which there are no kernels.
         RuntimeError: the package's own compiled library is not loaded.
     """
@@ -105,25 +111,32 @@ def register(cell: UserCell, dtype: torch.dtype, device: str | torch.device = "c
     if not status.loaded:
         raise RuntimeError(f"the compiled library is not loaded: {status.reason}")
     name, _ = cell.encode()
-    with _lock:
-        if (name, dtype) in _registered:
-            return
-        _build(name, cell.program, dtype)
-        _registered.add((name, dtype))
+    if (name, dtype) not in _registered:
+        with within_process((name, dtype)):
+            if (name, dtype) not in _registered:
+                _register(name, cell.program, dtype, status.path)
+                _registered.add((name, dtype))
 
 
-def _build(name: str, program: Program, dtype: torch.dtype) -> None:
-    operators = torch.ops.customlstm
+def _register(name: str, program: Program, dtype: torch.dtype, package_library: str | None) -> None:
     type_name, number = _STORAGE[dtype]
-    files = sources(program, dtype, operators.cpu_isa())
+    files = sources(program, dtype, torch.ops.customlstm.cpu_isa())
     built = build_library(f"{program.name}-{type_name.lower()}", files, includes=headers())
     path = str(built.path)
-    library = _loaded.get(path) or ctypes.CDLL(path)
+    try:
+        library = _loaded.get(path) or ctypes.CDLL(path)
+        functions = [getattr(library, f"customlstm_{part}") for part in ("sizes", "forward", "backward")]
+    except (OSError, AttributeError) as error:
+        raise BuildError(
+            f"the kernel of {program.name!r} was built, but cannot be loaded: {error}. If its folder is on a "
+            "disk from which no program may be run (noexec), set CUSTOMLSTM_CACHE_DIR to another; else "
+            f"remove {path}"
+        ) from error
     _loaded[path] = library
-    sizes = [len(program.gates), len(program.states), program.saved_count]
-    operators._register_cell(name, sizes, " ".join(program.parameters))
-    addresses = (
-        ctypes.cast(f, ctypes.c_void_p).value
-        for f in (library.customlstm_forward, library.customlstm_backward)
-    )
-    operators._register_cpu_kernels(name, number, *addresses)
+    register_cell = ctypes.CDLL(package_library).customlstm_register_cell  # the one that is loaded
+    register_cell.restype = ctypes.c_char_p
+    register_cell.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int64, *[ctypes.c_void_p] * 3]
+    addresses = (ctypes.cast(function, ctypes.c_void_p) for function in functions)
+    why_not = register_cell(name.encode(), " ".join(program.parameters).encode(), number, *addresses)
+    if why_not is not None:
+        raise BuildError(f"the kernel of {program.name!r} was built, but is refused: {why_not.decode()}")

@@ -152,8 +152,8 @@ def _call(
     except Exception as error:
         raise cell_error(
             signature.name,
-            f"it raised {type(error).__name__}: {error}; a cell must run on tensors of any one shape, here "
-            f"{list(copies[0].shape)}",
+            f"it raised {type(error).__name__}: {error}; a cell must run on tensors of any one shape and of "
+            f"any floating dtype, here {copies[0].dtype} {list(copies[0].shape)}",
             raised=error,
         ) from error
     _check_results(signature, recorder, results, copies[0])
@@ -173,6 +173,10 @@ def _check_results(signature: Signature, recorder: Recorder, results: Any, like:
         )
     for number, result in enumerate(results):
         which = "h" if number == 0 else f"new state {number}"
+        if isinstance(result, (tuple, list)):
+            raise cell_error(
+                name, f"{which} is {_kind(result)}, but h and each new state is a tensor of its own; {wanted}"
+            )
         if not isinstance(result, Tensor):
             raise cell_error(
                 name,

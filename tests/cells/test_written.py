@@ -125,7 +125,13 @@ def test_names_that_are_taken() -> None:
     def second(a: Tensor, c: Tensor, *, training: Tensor) -> tuple[Tensor, Tensor]:
         return a * training, c
 
+    @customlstm.cell
+    def third(a: Tensor, c: Tensor, *, k_l0: float = 0.5) -> tuple[Tensor, Tensor]:
+        return a * k_l0, c
+
     for module in (LSTM, LSTMCell):
+        with pytest.raises(ValueError, match="has a parameter named k_l0, which reads like one of a layer"):
+            module(3, 4, cell=third)
         with pytest.raises(
             ValueError, match="has a parameter named weight_ih, as the layer has; give it another"
         ):
@@ -232,6 +238,20 @@ def test_damaged_pickles_are_refused() -> None:
 
 
 # --- what cannot be a kernel, or no cell at all ---
+
+
+def test_the_decorator_takes_no_parentheses() -> None:
+    with pytest.raises(TypeError, match=r"function is missing: write @customlstm\.cell above the def"):
+        customlstm.cell()
+
+
+def test_attributes_of_the_function_are_its_own() -> None:
+    def function(a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        return a + c, c
+
+    function._looked, function.initial = True, {"c": 3.0}
+    lstm = LSTM(2, 3, cell=customlstm.cell(function))
+    assert lstm.cell.gates == 1 and lstm.cell.initial == {}
 
 
 @pytest.mark.parametrize("wrong", [3, "tanh", torch.nn.Tanh])

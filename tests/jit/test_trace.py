@@ -164,7 +164,7 @@ AT_A_LINE: list[tuple[Callable[..., Any], str, str]] = [
         lambda a, c: (a * c.nothing, c),
         "a * c.nothing",
         "it raised AttributeError: 'Tensor' object has no attribute 'nothing'; a cell must run on tensors "
-        "of any one shape, here [5]",
+        "of any one shape and of any floating dtype, here torch.float64 [5]",
     ),
 ]  # fmt: skip
 

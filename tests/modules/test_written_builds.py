@@ -76,6 +76,68 @@ echo "file.cpp:1:1: error: out of paper" >&2; exit 1
     assert "out of paper" in text and "command: " in text and "log: " in text, text
 
 
+def test_what_was_mended_is_tried_again(tmp_path: Path) -> None:
+    """What failed with one compiler, or while building was switched off, is no verdict on the cell."""
+    script = """
+        import os
+        warnings.simplefilter("ignore")
+        lstm(x)
+        assert customlstm.explain(lstm, x).backend == "reference"
+        os.environ["CXX"] = "c++"
+        print(customlstm.explain(lstm, x).backend)
+    """
+    assert run(script, CXX="false", CUSTOMLSTM_CACHE_DIR=str(tmp_path)).endswith("fused\n")
+    script = """
+        import os
+        lstm.backend = "fused"
+        try:
+            lstm(x)
+        except RuntimeError as error:
+            assert "CUSTOMLSTM_JIT" in str(error)
+        del os.environ["CUSTOMLSTM_JIT"]
+        print(lstm(x)[0].shape)
+    """
+    assert "[4, 2, 5]" in run(script, CUSTOMLSTM_JIT="0", CUSTOMLSTM_CACHE_DIR=str(tmp_path / "other"))
+
+
+def test_a_kernel_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
+    script = """
+        import ctypes
+        def refuse(path):
+            raise OSError(f"{path}: failed to map segment from shared object")
+        ctypes.CDLL = refuse
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert lstm(x)[0].isfinite().all()
+        print(caught[0].message)
+    """
+    text = run(script)
+    assert "cannot be loaded: " in text and "failed to map segment" in text and "CUSTOMLSTM_CACHE_DIR" in text
+
+
+def test_a_cell_without_a_digest_is_not_taken_for_another_one(tmp_path: Path) -> None:
+    """TorchScript keeps the name of a cell; of one that cannot be fused, the name means nothing elsewhere."""
+    file = str(tmp_path / "lstm.pt")
+    cell = """
+        warnings.simplefilter("ignore")
+        def make(factor):
+            @customlstm.cell
+            def mine(a, c):
+                return torch.softmax(a, -1) * factor, c
+            return customlstm.LSTM(3, 5, cell=mine, backend="reference")
+    """
+    run(textwrap.dedent(cell) + "torch.jit.save(torch.jit.script(make(2.0)), sys.argv[1])", file)
+    load = """
+        make(-100.0)(x)
+        loaded = torch.jit.load(sys.argv[1])
+        try:
+            loaded(x)
+        except Exception as error:
+            print(error)
+    """
+    assert "unknown cell 'user.mine." in run(textwrap.dedent(cell) + textwrap.dedent(load), file)
+
+
 DDP = """
     import os
     import torch.distributed as dist

@@ -3,7 +3,7 @@ function says."""
 
 import pytest
 import torch
-from support import BACKENDS, assert_all_near, assert_near
+from support import BACKENDS, assert_all_near, assert_near, weighted_sum
 from support_written import CELLS, HIDDEN, INPUT, VARIED, B, T, arguments, assert_same, make
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -86,6 +86,10 @@ def test_fused_equals_reference_in_every_form(cell: customlstm.cells.UserCell, t
                 {},
                 {"lengths": torch.tensor([3, 6, 0, 5])},
                 {"resets": torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.3},
+                {
+                    "lengths": torch.tensor([3, 6, 0, 5]),
+                    "resets": torch.rand(shape, generator=torch.Generator().manual_seed(2)) < 0.3,
+                },
             ):
                 assert_same(make(cell, **options), make(cell, "reference", **options), **call)
     finally:
@@ -97,6 +101,8 @@ def test_fused_equals_reference_in_every_form(cell: customlstm.cells.UserCell, t
 def test_masks_and_zoneout(cell: customlstm.cells.UserCell) -> None:
     options = {"zoneout": (0.2, 0.3), "recurrent_dropout": 0.3, "weight_dropout": 0.2, "bidirectional": True}
     assert_same(make(cell, **options), make(cell, "reference", **options))
+    projected = {**options, "proj_size": 5}
+    assert_same(make(cell, **projected), make(cell, "reference", **projected))
     assert_same(make(cell, **options).eval(), make(cell, "reference", **options).eval())
 
 
@@ -105,9 +111,19 @@ def test_masks_and_zoneout(cell: customlstm.cells.UserCell) -> None:
 def test_packed(cell: customlstm.cells.UserCell) -> None:
     lstm, reference = make(cell, bidirectional=True), make(cell, "reference", bidirectional=True)
     x, hx = arguments(lstm)
+    reference.load_state_dict(lstm.state_dict())
+    found = []
+    for module in (lstm, reference):
+        packed = pack_padded_sequence(x, torch.tensor([3, 6, 1, 5]), enforce_sorted=False)
+        output, (h_n, c_n) = module(packed, hx)
+        _, c_all = module.states(packed, hx)
+        results = [output.data, h_n, c_n, c_all.data]
+        gradients = torch.autograd.grad(weighted_sum(results), [x, *hx, *module.parameters()])
+        found.append([*results, *gradients])
+    leaves = ["input", "h_0", "c_0", *dict(lstm.named_parameters())]
+    names = ["output", "h_n", "c_n", "c_all", *(f"gradient of {name}" for name in leaves)]
+    assert_all_near(found[0], found[1], names)
     packed = pack_padded_sequence(x, torch.tensor([3, 6, 1, 5]), enforce_sorted=False)
-    (output, states), (expected, expected_states) = lstm(packed, hx), reference(packed, hx)
-    assert_all_near([output.data, *states], [expected.data, *expected_states], ["output", "h_n", "c_n"])
     # without hx the zeros are the package's own
     assert_near(lstm(packed)[1][1], reference(packed)[1][1], "c_n")
 
@@ -255,6 +271,16 @@ def test_stream(cell: customlstm.cells.UserCell) -> None:
 
 
 @fused
+def test_a_layer_scripted_under_autocast_runs_there() -> None:
+    lstm = make(gallery.janet, "auto", dtype=torch.float32)
+    x = torch.randn(T, B, INPUT)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scripted = torch.jit.script(lstm)
+        output = scripted(x)[0]
+        assert torch.equal(output, lstm(x)[0]) and output.dtype == torch.bfloat16
+
+
+@fused
 def test_autocast() -> None:
     lstm = make(gallery.slstm, dtype=torch.float32)
     x = torch.randn(T, B, INPUT)
@@ -266,12 +292,15 @@ def test_autocast() -> None:
     assert_near(output.float(), expected.float(), "output", 0.02)
 
 
-@backends
-def test_vmap_and_functional_gradients(backend: str) -> None:
+def test_vmap_and_functional_gradients() -> None:
     lstm = make(gallery.slstm, "auto")
     x = torch.randn(2, T, B, INPUT, dtype=torch.float64)
     mapped = torch.func.vmap(lambda one: lstm(one)[0])(x)
     assert_near(mapped, torch.stack([lstm(one)[0] for one in x]), "vmap")
+    one = x[0].clone().requires_grad_()
+    gradient = torch.func.grad(lambda one: lstm(one)[0].sin().sum())(x[0])
+    (expected,) = torch.autograd.grad(lstm(one)[0].sin().sum(), one)
+    assert_near(gradient, expected, "gradient")
 
 
 @fused
