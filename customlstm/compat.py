@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
-from .cells import AnyCell, as_cell
+from .cells import AnyCell, as_cell, own_parameters
 from .dispatch import check_backend
 
 __all__ = ["LSTM", "LSTMCell"]
@@ -57,7 +57,7 @@ class LSTMCell(nn.Module):
 
     Raises:
         TypeError, ValueError: sizes that are not positive integers, a ``cell`` or ``backend`` that is none, a
-            cell with parameters of its own (peepholes).
+            cell with parameters of its own (peepholes, layer norm).
         ValueError, RuntimeError: on call, tensors that do not fit; the text names the argument and its shape.
     """
 
@@ -98,7 +98,7 @@ class LSTMCell(nn.Module):
                 f"cell={new} has {new.gates} gates and {new.states} states, the hand-written form has four "
                 "gates and one state; use customlstm.LSTMCell or customlstm.LSTM"
             )
-        if new.unit_parameters:
+        if own_parameters(new):
             raise ValueError(
                 f"cell={new} has parameters of its own, for which the hand-written form has no place; use "
                 "customlstm.LSTMCell or customlstm.LSTM"
@@ -150,7 +150,7 @@ class LSTM(nn.Module):
 
     Raises:
         TypeError, ValueError: sizes that are not positive integers, a ``cell`` or ``backend`` that is none, a
-            cell with parameters of its own (peepholes).
+            cell with parameters of its own (peepholes, layer norm).
         TypeError, ValueError, RuntimeError: on call, what does not fit; the text names the argument and its
             shape.
     """

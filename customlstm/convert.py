@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from . import compat, modules
-from .cells import AnyCell, Cell, as_cell
+from .cells import AnyCell, Cell, as_cell, own_parameters
 from .recurrent import base_name
 
 __all__ = ["to_compat", "to_customlstm", "to_torch", "torch_to_tutorial", "tutorial_to_torch"]
@@ -231,7 +231,8 @@ def to_customlstm(
     Args:
         module: an ``nn.LSTM``, ``nn.LSTMCell``, or one of :mod:`customlstm.compat` or of this package.
         cell: of the result; that of ``module`` if None. Parameters that only this cell has, such as peephole
-            weights, begin at 0, where they change nothing, or where a cell of one's own says.
+            weights, begin at 0, where they change nothing, gains of layer norm at 1, or where a cell of one's
+            own says.
         backend: of the result.
 
     Returns:
@@ -250,7 +251,7 @@ def to_customlstm(
                 f"cell={cell} has {cell.gates} gates, the weights of module are for {own.gates}; make a new "
                 "module with this cell"
             )
-        lost = set(getattr(module, "cell", cell).unit_parameters) - set(cell.unit_parameters)
+        lost = set(own_parameters(own)) - set(own_parameters(cell))
         if lost:
             raise ValueError(
                 f"module has cell {module.cell} with the parameters {', '.join(sorted(lost))}, for which "
@@ -360,7 +361,7 @@ def _arguments(module: Any) -> dict[str, Any]:
 
 def _added(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of its cell, which ``torch.nn`` has not."""
-    names = getattr(module, "cell", Cell()).unit_parameters
+    names = own_parameters(getattr(module, "cell", Cell()))
     return {name: value for name, value in module.named_parameters() if base_name(name) in names}
 
 

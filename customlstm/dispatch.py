@@ -89,7 +89,11 @@ def effective_backend(backend: str) -> str:
 
 
 def why_not_fused(
-    device: torch.device, dtype: torch.dtype, cell: str = "lstm", tensors: Sequence[Tensor] = ()
+    device: torch.device,
+    dtype: torch.dtype,
+    cell: str = "lstm",
+    tensors: Sequence[Tensor] = (),
+    cell_args: Sequence[float] = (),
 ) -> str | None:
     """Why no fused kernel can run on ``tensors`` of this device and dtype; None if one can.
 
@@ -98,8 +102,11 @@ def why_not_fused(
         dtype: of the input.
         cell: the registered name of the cell.
         tensors: the tensors of the call; empty for a question about the device and dtype only.
+        cell_args: of the cell; empty for a question about one without options.
     """
     reason = _why_not_compiled(device, dtype, cell)
+    if reason is None:
+        reason = _why_not_normalised(device, cell, cell_args)
     if reason is None and tensors:
         reason = _why_not_these(tensors)
     return reason
@@ -134,6 +141,17 @@ def _find_why_not_compiled(device: torch.device, dtype: torch.dtype, cell: str) 
     return None if cell == cells.NAME else _why_not_written(device, dtype, cell)
 
 
+def _why_not_normalised(device: torch.device, cell: str, cell_args: Sequence[float]) -> str | None:
+    if not _is_normalised(cell, cell_args):
+        return None
+    return f"layer norm has no {'CUDA' if device.type == 'cuda' else 'CPU'} kernel yet"
+
+
+@torch.compiler.assume_constant_result
+def _is_normalised(cell: str, cell_args: Sequence[float]) -> bool:
+    return cell == cells.NAME and bool(cell_args) and bool(cells.Cell.decode(cell, cell_args).layer_norm)
+
+
 def _why_not_written(device: torch.device, dtype: torch.dtype, name: str) -> str | None:
     """Why a cell that a user wrote has no kernel; builds it."""
     try:
@@ -163,8 +181,10 @@ def _why_not_on_gpu(device: torch.device) -> str | None:
     return gpu.why_not_device(torch.cuda.current_device() if device.index is None else device.index)
 
 
-def _why_not_in_graph(input: Tensor, cell: str) -> str | None:
+def _why_not_in_graph(input: Tensor, cell: str, cell_args: Sequence[float]) -> str | None:
     reason = _why_not_compiled_in_graph(input.device, input.dtype, cell)
+    if reason is None and input.device.type == "cuda":
+        reason = _why_not_normalised(input.device, cell, cell_args)
     if reason is None and cell != cells.NAME and torch.is_autocast_enabled(input.device.type):
         reason = _why_not_compiled_in_graph(input.device, torch.get_autocast_dtype(input.device.type), cell)
     return reason
@@ -197,7 +217,7 @@ def _is_transformed() -> bool:
     return _C._functorch.peek_interpreter_stack() is not None
 
 
-def choose(backend: str, cell: str, tensors: Sequence[Tensor]) -> Kernels:
+def choose(backend: str, cell: str, cell_args: Sequence[float], tensors: Sequence[Tensor]) -> Kernels:
     """The kernels to call in eager mode and while tracing; ``tensors[0]`` is the input.
 
     Raises:
@@ -210,18 +230,18 @@ def choose(backend: str, cell: str, tensors: Sequence[Tensor]) -> Kernels:
         # under a torch.func transform, for which operators have no rules, is it the reference that is traced.
         transformed = _is_transformed()
         if backend == "fused":
-            _refuse(_TRANSFORMED if transformed else _why_not_in_graph(input, cell))
+            _refuse(_TRANSFORMED if transformed else _why_not_in_graph(input, cell, cell_args))
         if transformed:
             return _REFERENCE
-        if backend == "auto" and cell != cells.NAME:
+        if backend == "auto" and (cell != cells.NAME or _is_normalised(cell, cell_args)):
             # Built now: when the graph runs, no Python does.
-            reason = _why_not_in_graph(input, cell)
+            reason = _why_not_in_graph(input, cell, cell_args)
             if reason is not None:
                 _warn_in_graph(reason)
                 return _REFERENCE_OPERATORS
         return _REFERENCE_OPERATORS if backend == "reference" else _FUSED_OPERATORS
     if backend != "reference":
-        reason = why_not_fused(input.device, input.dtype, cell, tensors)
+        reason = why_not_fused(input.device, input.dtype, cell, tensors, cell_args)
         if reason is None and cell != cells.NAME and torch.is_autocast_enabled(input.device.type):
             reason = why_not_fused(input.device, torch.get_autocast_dtype(input.device.type), cell)
         if reason is None and not torch.jit.is_tracing():
@@ -259,15 +279,18 @@ def _refuse(reason: str | None) -> None:
         )
 
 
-def for_scripting(backend: str, device: torch.device, dtype: torch.dtype, cell: str) -> str:
+def for_scripting(
+    backend: str, device: torch.device, dtype: torch.dtype, cell: str, cell_args: Sequence[float]
+) -> str:
     """The backend that a module scripted here and now keeps.
 
     Raises:
         RuntimeError: it is "fused" and no fused kernel fits; scripted code could not say so.
     """
     backend = effective_backend(backend)
-    if backend != "reference" and (backend == "fused" or cell != cells.NAME):
-        reason = why_not_fused(device, dtype, cell)
+    normalised = _why_not_normalised(device, cell, cell_args) is not None
+    if backend != "reference" and (backend == "fused" or cell != cells.NAME or normalised):
+        reason = why_not_fused(device, dtype, cell, cell_args=cell_args)
         if reason is None and cell != cells.NAME and torch.is_autocast_enabled(device.type):
             reason = why_not_fused(device, torch.get_autocast_dtype(device.type), cell)
         if backend == "fused":

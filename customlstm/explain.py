@@ -81,7 +81,8 @@ def explain(
     wanted = dispatch.effective_backend(module.backend)
     reason = "backend='reference' was asked for"
     if wanted != "reference":
-        reason = dispatch.why_not_fused(data.device, data.dtype, module._cell_name, tensors)
+        name, cell_args = module.cell.encode()
+        reason = dispatch.why_not_fused(data.device, data.dtype, name, tensors, cell_args)
     fused = reason is None
     kept = _what_is_kept(module, data, h, c, weights, layers)
     refused = wanted == "fused" and not fused and not dispatch.is_traced(tensors)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import checks, functional
-from .cells import AnyCell
+from .cells import AnyCell, own_parameters
 from .recurrent import Masked, Recurrent, parameter_shapes
 
 States = tuple[Tensor, Tensor]
@@ -389,9 +389,10 @@ class LSTMCell(Recurrent):
         self.proj_size = proj_size
         self._set_options(cell, forget_bias, self.bias, backend)
         shapes = parameter_shapes(input_size, hidden_size, self.bias, proj_size, self.cell)
-        self._weight_names = [*_STEP_WEIGHTS, *self.cell.unit_parameters]
+        added = own_parameters(self.cell)
+        self._weight_names = [*_STEP_WEIGHTS, *added]
         for name in self._weight_names:
-            if name in self.cell.unit_parameters and hasattr(self, name):
+            if name in added and hasattr(self, name):
                 raise ValueError(
                     f"cell={self.cell} has a parameter named {name}, which LSTMCell uses for itself"
                 )

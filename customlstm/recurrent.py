@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import init
 
 from . import checks
-from .cells import AnyCell, Cell, as_cell
+from .cells import AnyCell, Cell, as_cell, own_parameters
 from .dispatch import check_backend
 from .piecewise import finite_number
 
@@ -54,12 +54,12 @@ class Recurrent(nn.Module):
             raise ValueError(
                 f"cell has {_sizes(new)}, this module was made for {_sizes(old)}; make a new module with it"
             )
-        own = old.unit_parameters
-        if new.unit_parameters != own:
+        own, added = list(own_parameters(old)), list(own_parameters(new))
+        if added != own:
             raise ValueError(
-                f"cell has the parameters {list(new.unit_parameters)}, this module was made for {list(own)}; "
+                f"cell has the parameters {added}, this module was made for {own}; "
                 f"customlstm.convert.to_customlstm(module, cell={new}) makes a new one, where new parameters "
-                "begin at 0 or where the cell says"
+                "begin at 0 or where the cell says, and gains of layer norm at 1"
             )
         self._cell = new
         # What the operators take; encoded once, not at every call. The text is for _arguments.
@@ -87,9 +87,10 @@ class Recurrent(nn.Module):
         bound = 1.0 / math.sqrt(self.hidden_size) if self.hidden_size > 0 else 0
         # The cell's own parameters come last, so that they leave the numbers of the others as they are.
         own: list[tuple[str, nn.Parameter]] = []
+        added = own_parameters(self._cell)
         for name, weight in self.named_parameters():
             base = base_name(name)
-            if base in self._cell.unit_parameters:
+            if base in added:
                 own.append((base, weight))
             else:
                 init.uniform_(weight, -bound, bound)
@@ -195,7 +196,8 @@ def parameter_shapes(
         shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
     if proj_size:
         shapes |= {"weight_hr": (proj_size, hidden_size)}
-    for name in cell.unit_parameters:
+    added = own_parameters(cell)
+    for name in added:
         if base_name(name) != name:
             raise ValueError(
                 f"cell={cell} has a parameter named {name}, which reads like one of a layer; give it a name "
@@ -205,7 +207,7 @@ def parameter_shapes(
             raise ValueError(
                 f"cell={cell} has a parameter named {name}, as the layer has; give it another name"
             )
-    return shapes | {name: (hidden_size,) for name in cell.unit_parameters}
+    return shapes | {name: (size * hidden_size,) for name, size in added.items()}
 
 
 _RESERVED = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")

@@ -8,6 +8,9 @@ gates is the cell's own, see :mod:`customlstm.cells`::
     i, f, g, o = W_ih x_t + b_ih + b_hh + W_hh h_{t-1}        (rows of the weights in this order)
     h_t, c_t = cell(i, f, g, o, c_{t-1})                      (then W_hr h_t with a projection)
 
+With layer normalisation (Ba et al. 2016) W_ih x_t and W_hh h_{t-1} are normalised first, each over all its
+rows; that of the cell state is in the cell.
+
 Sizes: T steps, B sequences, N packed rows, L input features, H hidden size, P state size (``proj_size`` or
 H), D directions (1 or 2), G gates and S states of the cell (4 and 1 but for cells that users wrote). The S
 states lie side by side in the last dimension of c, which is written S*H.
@@ -17,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .cells import AnyCell, Pointwise
+from .cells import AnyCell, Pointwise, own_parameters
+from .cells.layer_norm import normalise
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -48,8 +52,8 @@ def layer(
         input: [T, B, L], or [N, L] with ``batch_sizes`` (rows packed as in ``PackedSequence``).
         h_0, c_0: [D, B, P] and [D, B, S*H], or both None for zeros (``batch_sizes`` needs them: they tell B).
         weights: per direction w_ih [G*H, L], w_hh [G*H, P], then b_ih [G*H], b_hh [G*H] with ``bias``, then
-            w_hr [P, H] with ``projection``, then the cell's ``unit_parameters`` [H]; the two directions one
-            after the other.
+            w_hr [P, H] with ``projection``, then the cell's ``unit_parameters`` [H] and gain and bias of each
+            of its layer norms; the two directions one after the other.
         batch_sizes: int64 [T], sequences sorted by decreasing length.
         lengths: int64 [B], any order, zeros allowed; not together with ``batch_sizes``.
         resets: bool [T, B]; True cuts the edge between step t-1 and step t, in both directions.
@@ -128,8 +132,9 @@ def step(
     """
     dtype, accumulate = input.dtype, accumulation_dtype(input.dtype)
     weights = [w.to(accumulate) for w in weights]
-    gates = _project_input(input.to(accumulate), weights, bias)
-    own = _CellWeights(cell, gates, weights, bias, projection)
+    x = input.to(accumulate)
+    own = _CellWeights(cell, x, weights, bias, projection)
+    gates = _project_input(x, weights, bias, own.norms)
     h, c = _step(gates, h_0.to(accumulate), c_0.to(accumulate), own)
     return h.to(dtype), c.to(dtype), c
 
@@ -154,9 +159,9 @@ def _direction(
     width = cell.states * hidden
     h = x.new_zeros(batch, state) if h is None else h
     c = x.new_zeros(batch, width) if c is None else c
-    # unbind, not indexing: the gradient of gates[t] would fill a whole zero tensor at every step.
-    gates = _project_input(x, weights, bias).unbind(0)
     own = _CellWeights(cell, x, weights, bias, projection, mask, scale)
+    # unbind, not indexing: the gradient of gates[t] would fill a whole zero tensor at every step.
+    gates = _project_input(x, weights, bias, own.norms).unbind(0)
     h_all, c_all = [x.new_zeros(batch, state)] * steps, [x.new_zeros(batch, width)] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
         h_before, c_before = h, c
@@ -216,9 +221,13 @@ def _cuts(resets: Tensor | None, valid: Tensor | None, reverse: bool) -> Tensor 
     return torch.cat([crossed[1:], torch.zeros_like(crossed[:1])])
 
 
-def _project_input(x: Tensor, weights: list[Tensor], bias: bool) -> Tensor:
-    """W_ih x + b_ih + b_hh."""
-    return F.linear(x, weights[0], weights[2] + weights[3] if bias else None)
+def _project_input(x: Tensor, weights: list[Tensor], bias: bool, norms: dict[str, list[Tensor]]) -> Tensor:
+    """W_ih x + b_ih + b_hh, the product normalised where the cell says so."""
+    added = weights[2] + weights[3] if bias else None
+    if "input" not in norms:
+        return F.linear(x, weights[0], added)
+    gates = normalise(F.linear(x, weights[0]), *norms["input"])
+    return gates if added is None else gates + added
 
 
 class _CellWeights:
@@ -234,10 +243,14 @@ class _CellWeights:
         mask: Tensor | None = None,
         scale: float = 1.0,
     ) -> None:
-        end = len(weights) - len(cell.unit_parameters)
+        places = getattr(cell, "layer_norm", ())
+        end = len(weights) - len(own_parameters(cell))
+        first = end + len(cell.unit_parameters)
         self.w_hh = weights[1]
         self.w_hr = weights[4 if bias else 2] if projection else None
-        self.unit_parameters = weights[end:]
+        # Gain and bias of each place that is normalised. The cell takes those of its state after its own.
+        self.norms = {place: weights[first + 2 * k : first + 2 * k + 2] for k, place in enumerate(places)}
+        self.parameters = [*weights[end:first], *self.norms.get("cell", [])]
         self.pointwise: Pointwise = cell.pointwise(like)
         self.gates, self.states = cell.gates, cell.states
         self.dropped = None if mask is None else ~mask
@@ -250,7 +263,10 @@ class _CellWeights:
 
 def _step(gates: Tensor, h: Tensor, c: Tensor, own: _CellWeights) -> tuple[Tensor, Tensor]:
     """The equations; ``gates`` [B, G*H] is the input's part."""
-    a = torch.addmm(gates, own.operand(h), own.w_hh.t()).chunk(own.gates, -1)
-    h, states = own.pointwise(a, c.chunk(own.states, -1), own.unit_parameters)
+    if "recurrent" in own.norms:
+        a = gates + normalise(F.linear(own.operand(h), own.w_hh), *own.norms["recurrent"])
+    else:
+        a = torch.addmm(gates, own.operand(h), own.w_hh.t())
+    h, states = own.pointwise(a.chunk(own.gates, -1), c.chunk(own.states, -1), own.parameters)
     c = states[0] if own.states == 1 else torch.cat(states, -1)
     return h if own.w_hr is None else F.linear(h, own.w_hr), c

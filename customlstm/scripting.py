@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .cells import own_parameters
 from .dispatch import for_scripting
 from .modules import LSTM, LSTMCell
 
@@ -67,7 +68,7 @@ def prepare(module: LSTM | LSTMCell) -> nn.Module:
         RuntimeError: that is "fused", and no fused kernel fits the module's weights.
     """
     weight = module._weight_list()[0]
-    backend = for_scripting(module.backend, weight.device, weight.dtype, module._cell_name)
+    backend = for_scripting(module.backend, weight.device, weight.dtype, module._cell_name, module._cell_args)
     if isinstance(module, LSTM):
         prepared = twin(module)
     else:
@@ -91,7 +92,7 @@ def twin(module: LSTM) -> nn.Module:
 
 def step_twin(module: LSTMCell) -> nn.Module:
     """The same for an LSTMCell, which without parameters of the cell's own compiles as it is."""
-    if not module.cell.unit_parameters:
+    if not own_parameters(module.cell):
         return copy.copy(module)
     if isinstance(module, _StepTwin):
         return module

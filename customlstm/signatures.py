@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import reference, schemas
-from .cells import AnyCell, decode
+from .cells import AnyCell, decode, own_parameters
 
 NAMED = 3  # input, h_0 and c_0 come first in every operator, then the list of weights
 
@@ -145,7 +145,8 @@ def _check_rows(name: str, mask: Tensor, shape: Sequence[Any]) -> None:
 def _check_weights(
     input: Tensor, weights: list[Tensor], cell: AnyCell, bias: bool, projection: bool, directions: int
 ) -> None:
-    per_direction = 2 + 2 * bias + projection + len(cell.unit_parameters)
+    added = own_parameters(cell)
+    per_direction = 2 + 2 * bias + projection + len(added)
     _require(
         len(weights) == directions * per_direction,
         lambda: (
@@ -169,7 +170,7 @@ def _check_weights(
         names, shapes = [*names, "b_ih", "b_hh"], [*shapes, [rows], [rows]]
     if projection:
         names, shapes = [*names, "w_hr"], [*shapes, [state, hidden]]
-    names, shapes = [*names, *cell.unit_parameters], [*shapes, *[[hidden]] * len(cell.unit_parameters)]
+    names, shapes = [*names, *added], [*shapes, *[[size * hidden] for size in added.values()]]
     for k, weight in enumerate(weights):
         _check_tensor(f"{names[k % per_direction]} (weights[{k}])", weight, shapes[k % per_direction], input)
 

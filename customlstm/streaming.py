@@ -24,8 +24,8 @@ class Stream:
     another ``lstm.cell``. Writes that PyTorch does not count, through ``weight.data`` or a NumPy array on the
     same memory, it cannot see: call :meth:`refresh` after them.
 
-    On a device or with a backend without the CPU kernels, and with zoneout, ``lstm`` itself is called with
-    the state.
+    On a device or with a backend without the CPU kernels, and with zoneout or layer norm, ``lstm`` itself is
+    called with the state.
 
     Args:
         lstm: one direction, any number of layers, with or without projection. It is not copied.
@@ -210,8 +210,8 @@ class Stream:
     def _has_kernel(self, weights: list[Tensor]) -> bool:
         lstm, first = self.lstm, weights[0]
         backend = dispatch.effective_backend(lstm.backend)
-        if any(lstm.zoneout):
-            return False  # the packed step does not know it
+        if any(lstm.zoneout) or getattr(lstm.cell, "layer_norm", ()):
+            return False  # the packed step does not know them
         if first.device.type != "cpu" or backend == "reference" or not _binary.status().loaded:
             return False
         return dispatch.why_not_fused(first.device, first.dtype, lstm._cell_name, weights) is None

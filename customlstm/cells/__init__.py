@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ..activations import Activation, PiecewiseLinear
 from . import gallery
 from .gallery import coupled, hard, janet, leaky, minimal_gated, peephole, slstm, standard
+from .layer_norm import own_parameters
 from .options import NAME, STANDARD, Cell
 from .options import _with_options as _with_options  # by this name pickles call it
 from .pointwise import Pointwise
@@ -16,7 +17,7 @@ from .written import UserCell, cell, find
 
 __all__ = [
     "NAME", "AnyCell", "Cell", "Pointwise", "UserCell", "as_cell", "cell", "coupled", "decode", "find",
-    "gallery", "hard", "janet", "leaky", "minimal_gated", "peephole", "slstm", "standard",
+    "gallery", "hard", "janet", "leaky", "minimal_gated", "own_parameters", "peephole", "slstm", "standard",
 ]  # fmt: skip
 
 #: What the modules take as ``cell``.

@@ -20,13 +20,19 @@ The options change this as follows, in the order of the computation:
 * ``coupled_gates`` (Greff et al. 2017): f = 1 - i, whatever a_f is. The weights keep their rows for it, whose
   gradient is 0; there is no ``peephole_f`` then.
 * ``cell_clip``: c_t is clamped to +-cell_clip (Sak et al. 2014), before the peephole of o and s_h.
+* ``layer_norm`` (Ba et al. 2016) names places. "input" and "recurrent": the products W_i x_t and
+  W_h h_{t-1} are normalised before they are added, each over the rows of all four gates together (of one
+  sequence at one step). "cell": h_t = o s_h(LN(c_t)), over the units, while the state c_t itself stays as it
+  is. Each place has a gain, which begins at 1, and a bias, which begins at 0, in every layer and direction:
+  ``weight_ln_ih`` and ``bias_ln_ih``, ``weight_ln_hh`` and ``bias_ln_hh`` [4 * hidden_size], ``weight_ln_c``
+  and ``bias_ln_c`` [hidden_size].
 
 Where a clamp holds, its gradient is 0; on its bounds it is 1, as that of ``torch.clamp``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -36,12 +42,14 @@ from torch import Tensor
 
 from ..activations import KINDS, PIECEWISE_LINEAR, Activation, ActivationSpec, PiecewiseLinear, activation
 from ..piecewise import finite_number
+from . import layer_norm as norms
 from .pointwise import Pointwise
 
 __all__ = ["NAME", "STANDARD", "Cell"]
 
 _FIELDS = {"gate_activation": "sigmoid", "cell_activation": "tanh", "output_activation": "tanh"}
-_OPTIONS = {"peephole": False, "coupled_gates": False, "gate_clip": None, "cell_clip": None}
+_OPTIONS = {"peephole": False, "coupled_gates": False, "gate_clip": None, "cell_clip": None, "layer_norm": ()}
+_ENCODED_ALWAYS = 4  # options in cell_args wherever one is on; layer_norm follows where it is
 NAME = "lstm"  # the registered name under which operators know this cell
 
 
@@ -57,14 +65,16 @@ class Cell:
         coupled_gates: whether the forget gate is 1 - i.
         gate_clip: clamps the pre-activations to +-gate_clip; None for no clamp.
         cell_clip: clamps the cell state to +-cell_clip; None for no clamp.
+        layer_norm: where to normalise, any of "input", "recurrent" and "cell"; adds parameters, see
+            :attr:`norm_parameters`. The attribute is a tuple in this order.
 
     The text at the top of this module has the equations. Each activation is a name (see
     :data:`customlstm.activations.KINDS`), ``(name, {"alpha": ..., "beta": ...})``, an ``Activation`` or a
     ``PiecewiseLinear``; the attributes hold ``Activation`` or ``PiecewiseLinear``.
 
     Raises:
-        TypeError, ValueError: an activation that is not known, a clip that is no positive number, or an
-            option that is no bool, named by its argument.
+        TypeError, ValueError: an activation that is not known, a clip that is no positive number, an
+            option that is no bool, or a place that is not known, named by its argument.
     """
 
     gate_activation: Activation | PiecewiseLinear
@@ -74,11 +84,11 @@ class Cell:
     coupled_gates: bool
     gate_clip: float | None
     cell_clip: float | None
+    layer_norm: tuple[str, ...]
 
     gates: ClassVar[int] = 4
     states: ClassVar[int] = 1  # besides h
-    saved: ClassVar[int] = 4  # values a unit and step that the kernels keep for backward
-    initial: ClassVar[dict[str, float]] = {}  # unit parameters that do not begin with random numbers
+    initial: ClassVar[dict[str, float]] = norms.INITIAL  # parameters that do not begin with random numbers
 
     def __init__(
         self,
@@ -90,6 +100,7 @@ class Cell:
         coupled_gates: bool = False,
         gate_clip: float | None = None,
         cell_clip: float | None = None,
+        layer_norm: str | Iterable[str] = (),
     ) -> None:
         parts = (
             activation(gate_activation, "gate_activation"),
@@ -101,12 +112,15 @@ class Cell:
             _flag(coupled_gates, "coupled_gates"),
             _limit(gate_clip, "gate_clip"),
             _limit(cell_clip, "cell_clip"),
+            norms.places(layer_norm),
         )
         for name, value in zip([*_FIELDS, *_OPTIONS], [*parts, *options], strict=True):
             object.__setattr__(self, name, value)
         arguments = [number for part in parts for number in part.encode()]
         if self.has_options:
-            arguments += [float(option or 0.0) for option in options]
+            arguments += [float(option or 0.0) for option in options[:_ENCODED_ALWAYS]]
+        if self.layer_norm:
+            arguments.append(norms.encode_places(self.layer_norm))
         # Kept beside the fields: hashing 256 knots on every forward call costs more than the call's other
         # checks.
         object.__setattr__(self, "_arguments", tuple(arguments))
@@ -121,7 +135,8 @@ class Cell:
 
         ``cell_args`` holds, for the gate, cell and output activation one after the other,
         ``[kind, alpha, beta, n, x_1..x_n, y_1..y_n]``; n is 0 except for a PiecewiseLinear. Where an option
-        is on, ``[peephole, coupled_gates, gate_clip, cell_clip]`` follow, 0 for what is off.
+        is on, ``[peephole, coupled_gates, gate_clip, cell_clip]`` follow, 0 for what is off, and where
+        layer_norm is, the sum of 1 for "input", 2 for "recurrent" and 4 for "cell".
         """
         return NAME, list(self._arguments)  # type: ignore[attr-defined]
 
@@ -152,6 +167,19 @@ class Cell:
         gates = "io" if self.coupled_gates else "ifo"
         return tuple(f"peephole_{gate}" for gate in gates)
 
+    @property
+    def norm_parameters(self) -> dict[str, int]:
+        """Names of the parameters of ``layer_norm``, with their sizes as multiples of hidden_size.
+
+        Every layer and direction has them, after the :attr:`unit_parameters`.
+        """
+        return norms.norm_parameters(self.layer_norm)
+
+    @property
+    def saved(self) -> int:
+        """Values a unit and step that the kernels keep for backward: of a normalised product also its own."""
+        return 4 + 4 * len({"input", "recurrent"}.intersection(self.layer_norm))
+
     def bind(self, like: Tensor) -> tuple[Callable[[Tensor], Tensor], ...]:
         """(s_g, s_c, s_h), made ready for many calls on tensors of ``like``'s dtype and device."""
         return tuple(part.bind(like) for part in self._parts())
@@ -160,9 +188,11 @@ class Cell:
         """The cell as a function of tensors: the equations at the top of this module, but for the projection.
 
         Its arguments are the pre-activations (a_i, a_f, a_g, a_o), a sequence of the cell state, and the
-        parameters of :attr:`unit_parameters`; it returns h and a tuple of the new cell state. Made ready for
-        many calls on tensors of ``like``'s dtype and device.
+        parameters of :attr:`unit_parameters`, after which with layer normalisation of the cell state its gain
+        and bias come; it returns h and a tuple of the new cell state. Made ready for many calls on tensors of
+        ``like``'s dtype and device.
         """
+        own = len(self.unit_parameters)
         s_g, s_c, s_h = self.bind(like)
         largest = torch.finfo(
             like.dtype
@@ -187,15 +217,16 @@ class Cell:
             c = f * c + i * s_c(clip(a_g))
             c = c if limit is None else c.clamp(-limit, limit)
             if self.peephole:
-                a_o = a_o + p[-1] * c
-            return s_g(clip(a_o)) * s_h(c), (c,)
+                a_o = a_o + p[own - 1] * c
+            shown = norms.normalise(c, *p[own:]) if "cell" in self.layer_norm else c
+            return s_g(clip(a_o)) * s_h(shown), (c,)
 
         return function
 
     def _parts(self) -> tuple[Activation | PiecewiseLinear, ...]:
         return self.gate_activation, self.cell_activation, self.output_activation
 
-    def _options(self) -> dict[str, bool | float]:
+    def _options(self) -> dict[str, bool | float | tuple[str, ...]]:
         """The options that are on."""
         values = {name: getattr(self, name) for name in _OPTIONS}
         return {name: value for name, value in values.items() if value != _OPTIONS[name]}
@@ -284,12 +315,12 @@ def _decode(cell: str, cell_args: tuple[float, ...]) -> Cell:
     options = cell_args[position:]
     if not options:
         return Cell(*parts)
-    if len(options) != len(_OPTIONS):
+    if len(options) not in (_ENCODED_ALWAYS, len(_OPTIONS)):
         raise ValueError(
             f"cell_args has {len(cell_args)} numbers, the three activations take {position}; expected none "
-            f"or {len(_OPTIONS)} more: {', '.join(_OPTIONS)}"
+            f"or {_ENCODED_ALWAYS} more: {', '.join(list(_OPTIONS)[:_ENCODED_ALWAYS])}, or also layer_norm"
         )
-    peephole, coupled_gates, gate_clip, cell_clip = options
+    peephole, coupled_gates, gate_clip, cell_clip, *layer_norm = options
     for name, value in (("peephole", peephole), ("coupled_gates", coupled_gates)):
         if value not in (0, 1):
             raise ValueError(f"cell_args: {name} is {value}, expected 0 or 1")
@@ -299,4 +330,5 @@ def _decode(cell: str, cell_args: tuple[float, ...]) -> Cell:
         coupled_gates=bool(coupled_gates),
         gate_clip=gate_clip or None,
         cell_clip=cell_clip or None,
+        layer_norm=norms.decode_places(layer_norm[0]) if layer_norm else (),
     )
