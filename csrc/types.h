@@ -15,7 +15,11 @@ struct Half {
 enum class StorageType : int32_t { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
 constexpr int32_t kStorageTypes = 4;
 
-enum class CellKind : int32_t { kStandard = 0, kConfigurable = 1 };
-constexpr int32_t kCellKinds = 2;
+enum class CellKind : int32_t { kStandard = 0, kConfigurable = 1, kNormalised = 2 };
+constexpr int32_t kCellKinds = 3;
+
+// Where layer normalisation acts: on W_ih x, on W_hh h, and on the cell state on its way to h.
+enum NormPlace : int32_t { kNormInput = 0, kNormRecurrent = 1, kNormCell = 2 };
+constexpr int32_t kNormPlaces = 3;
 
 }  // namespace customlstm

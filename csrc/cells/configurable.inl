@@ -10,8 +10,18 @@ struct ConfigurableCell {
   template <class V, class S>
   static CUSTOMLSTM_INLINE void forward(const CellParams<S>& p, const V (&a)[kGates], const V* w,
                                         V (&state)[kStates], V& h, V (&saved)[kSaved]) {
+    V o;
+    forward_state(p, a, w, state, o, saved);
+    forward_output(p, o, state[0], h);
+  }
+
+  // The two halves of it. Between them the state may be normalised; `o` is the gate through which it goes out.
+  template <class V, class S>
+  static CUSTOMLSTM_INLINE void forward_state(const CellParams<S>& p, const V (&a)[kGates], const V* w,
+                                              V (&state)[kStates], V& o, V (&saved)[kSaved]) {
     V& c = state[0];
-    V i = a[0], f = a[1], g = a[2], o = a[3], s;
+    V i = a[0], f = a[1], g = a[2];
+    o = a[3];
     if (p.peephole) {
       i = fma(w[0], c, i);
       if (!p.coupled_gates) f = fma(w[1], c, f);
@@ -31,7 +41,10 @@ struct ConfigurableCell {
     if (p.peephole) o = fma(output_weight(p, w), c, o);
     saved[3] = o;
     apply(p.gate_clip, p.gate, o);
-    s = c;
+  }
+  template <class V, class S>
+  static CUSTOMLSTM_INLINE void forward_output(const CellParams<S>& p, const V& o, const V& shown, V& h) {
+    V s = shown;
     activate(p.output, s);
     h = o * s;
   }
@@ -40,10 +53,31 @@ struct ConfigurableCell {
   static CUSTOMLSTM_INLINE void backward(const CellParams<S>& p, const V (&saved)[kSaved], const V* w,
                                          const V (&before)[kStates], const V (&state)[kStates], const V& dh,
                                          V (&dstate)[kStates], V (&da)[kGates], V* dw) {
+    V outer, inner;
+    backward_output(p, saved, state[0], dh, da[3], outer, inner);
+    dstate[0] = fma(outer, inner, dstate[0]);
+    backward_state(p, saved, w, before, state, dstate, da, dw);
+  }
+
+  // Its two halves. This one gives da[3], and the gradient of `shown` as the factors `outer` and `inner`.
+  template <class V, class S>
+  static CUSTOMLSTM_INLINE void backward_output(const CellParams<S>& p, const V (&saved)[kSaved], const V& shown,
+                                                const V& dh, V& da_o, V& outer, V& inner) {
+    V o = saved[3], s = shown, d_o;
+    apply(p.gate_clip, p.gate, o, d_o);
+    activate(p.output, s, inner);
+    da_o = within(p.gate_clip, saved[3], dh * s * d_o);
+    outer = dh * o;
+  }
+  // And this one, from da[3] and all of the gradient of the state but for the peephole's, the rest.
+  template <class V, class S>
+  static CUSTOMLSTM_INLINE void backward_state(const CellParams<S>& p, const V (&saved)[kSaved], const V* w,
+                                               const V (&before)[kStates], const V (&state)[kStates],
+                                               V (&dstate)[kStates], V (&da)[kGates], V* dw) {
     const V &c_prev = before[0], &c = state[0];
     V& dc = dstate[0];
-    V i = saved[0], f = saved[1], g = saved[2], o = saved[3], s = c;
-    V di, df, dg, d_o, ds;
+    V i = saved[0], f = saved[1], g = saved[2];
+    V di, df, dg;
     apply(p.gate_clip, p.gate, i, di);   // replaces the argument by the value, the last argument by the derivative
     if (p.coupled_gates) {
       f = V::broadcast(S(1)) - i;
@@ -51,10 +85,7 @@ struct ConfigurableCell {
       apply(p.gate_clip, p.gate, f, df);
     }
     apply(p.gate_clip, p.cell, g, dg);
-    apply(p.gate_clip, p.gate, o, d_o);
-    activate(p.output, s, ds);
-    da[3] = within(p.gate_clip, saved[3], dh * s * d_o);
-    V dc_total = fma(dh * o, ds, dc);
+    V dc_total = dc;
     if (p.peephole) dc_total = fma(da[3], output_weight(p, w), dc_total);
     dc_total = within(p.cell_clip, fma(f, c_prev, i * g), dc_total);
     if (p.coupled_gates) {

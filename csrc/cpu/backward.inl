@@ -15,6 +15,8 @@ struct BackwardWorkspace {
   RowList list;                     // all valid rows, in order of time
   StepBlocks<S> blocks;
   GradientScratch<S> scratch;       // of this thread
+  NormParameters<S> norms[2];       // these two only where there is layer norm
+  S* norm_rows;                     // of this thread: rows that go through the cell
   int64_t h_stride, c_stride, c_row_stride;
 
   CUSTOMLSTM_INLINE S* row(S* base, int64_t stride, const Geometry& g, const Job& job, int64_t i) const {
@@ -118,6 +120,8 @@ struct BackwardCells {
   }
 };
 
+#include "backward_norm.inl"
+
 template <class T, class Cell>
 struct Backward {
   using S = typename AccumulationOf<T>::Type;
@@ -128,6 +132,7 @@ struct Backward {
   using Operand = typename OperandOf<T>::Type;
   using Workspace = BackwardWorkspace<S>;
   using Cells = BackwardCells<S, Cell, Operand>;
+  using Normalised = NormalisedBackward<S, Cell, Operand>;
 
   static CUSTOMLSTM_INLINE int64_t hidden_panels(const Geometry& g) { return ceil_div(g.hidden_size, kWidth); }
   static CUSTOMLSTM_INLINE int64_t output_panels(const Geometry& g) { return ceil_div(g.output_size, kWidth); }
@@ -148,7 +153,8 @@ struct Backward {
     // Both directions' gradients of the input are rounded once, as one sum.
     if (g.directions > 1 && p.grad_input && sizeof(T) < sizeof(S)) return g.steps > 0 ? g.steps : 1;
     constexpr int64_t kBytes = int64_t{2} << 20;
-    int64_t rows = kBytes / (int64_t(sizeof(S)) * gate_rows(g) * g.directions);
+    const int64_t values = kIsNormalised<Cell> ? gradient_row<Cell, Operand>(g) : gate_rows(g);
+    int64_t rows = kBytes / (int64_t(sizeof(S)) * values * g.directions);
     if (rows < kWeightDepth) rows = kWeightDepth;
     const int64_t steps = ceil_div(rows, g.batch > 0 ? g.batch : 1);
     return steps < g.steps ? steps : g.steps > 0 ? g.steps : 1;
@@ -186,6 +192,10 @@ struct Backward {
     for (const auto& to : p.grad_weights) {
       weights = weights || to.w_ih || to.w_hh || to.bias || to.w_hr;
       for (const void* parameter : to.unit_parameters) weights = weights || parameter;
+      for (const auto& norm : to.norms) weights = weights || norm.gain || norm.bias;
+    }
+    if constexpr (kIsNormalised<Cell>) {
+      for (int64_t d = 0; d < g.directions; ++d) w.norms[d].layout(g, arena);
     }
     GradientScratch<S> scratch;
     scratch.layout_team(arena, g, gate_rows(g), weights);
@@ -195,6 +205,10 @@ struct Backward {
       const bool in_turn = access_hh(p) == WeightAccess::kPackedInTurn ||
                            (p.grad_input && access_ih(p) == WeightAccess::kPackedInTurn);
       scratch.weights = arena.take<S>(in_turn ? gate_depth(g) * kWidth : 0);
+      if constexpr (kIsNormalised<Cell>) {
+        S* rows = arena.take<S>(Normalised::scratch_size(g));
+        if (thread == rank) w.norm_rows = rows;
+      }
       if (thread == rank) {
         w.rows = pointers;
         w.scratch = scratch;
@@ -248,6 +262,9 @@ struct Backward {
         pack_matrix(static_cast<const T*>(p.weights[d].w_hr), g.output_size, g.hidden_size, w.w_hr[d], rank, size);
       }
       if (rank == 0) widen_unit_parameters<T>(g, p.weights[d], w.c_stride, w.unit_parameters[d]);
+      if constexpr (kIsNormalised<Cell>) {
+        if (rank == 0) w.norms[d].template fill<T>(g, p.weights[d]);
+      }
       if (p.c_0) {
         const Range rows = share(g.batch, rank, size);
         for (int64_t b = rows.begin; b < rows.end; ++b) {
@@ -325,9 +342,15 @@ struct Backward {
         job.barrier();
         unproject(p, w, job, t, active, units);
       }
-      run_cells(p, w, job, t, active, units);
+      if constexpr (kIsNormalised<Cell>) {
+        job.barrier();   // rows are dealt, and what others wrote of this thread's must be there
+        run_normalised_cells(p, w, job, t, share(active, job.rank, job.size));
+      } else {
+        run_cells(p, w, job, t, active, units);
+      }
       job.barrier();
-      for (int64_t k = 0; k < active; ++k) w.rows[k] = Cells::gate_row(p, w, job, t, job.columns[k]);
+      const int64_t section = GradientRow<Cell, Operand>::product(g, kNormRecurrent);
+      for (int64_t k = 0; k < active; ++k) w.rows[k] = Cells::gate_row(p, w, job, t, job.columns[k]) + section;
       Gradients<T, Cell>::multiply(g, w_hh, outputs, w.rows, active, w.scratch.weights,
                                    w.row(w.dh, w.h_stride, g, job, 0), w.h_stride, false);
       if (g.recurrent_mask || is_on(g.zoneout_h)) finish_state(p, w, job, active, outputs);
@@ -415,6 +438,21 @@ struct Backward {
         }
 #undef CUSTOMLSTM_CALL
       }
+    }
+  }
+
+  static void run_normalised_cells(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t,
+                                   Range rows) {
+    for (int64_t i = rows.begin; i < rows.end; i += Normalised::kCellRows) {
+#define CUSTOMLSTM_CALL(R, CHANGED) \
+  Normalised::template cell_rows<R, CHANGED>(p, w, job, t, i, direct_grad_output(p))
+      const bool changed = changes_states(p.g);
+      if (rows.end - i >= Normalised::kCellRows) {
+        changed ? CUSTOMLSTM_CALL(Normalised::kCellRows, true) : CUSTOMLSTM_CALL(Normalised::kCellRows, false);
+      } else {
+        changed ? CUSTOMLSTM_CALL(1, true) : CUSTOMLSTM_CALL(1, false);
+      }
+#undef CUSTOMLSTM_CALL
     }
   }
 

@@ -20,6 +20,7 @@ struct Forward {
   using Stored = typename Operand::Stored;
   using Workspace = ForwardWorkspace<S>;
   using Tiles = ForwardTiles<S, Cell, Operand>;
+  using Normalised = NormalisedForward<S, Cell, Operand>;
 
   static CUSTOMLSTM_INLINE int64_t unit_blocks(const Geometry& g) { return ceil_div(g.hidden_size, kLanes); }
   static CUSTOMLSTM_INLINE int64_t output_panels(const Geometry& g) { return ceil_div(g.output_size, kWidth); }
@@ -31,6 +32,9 @@ struct Forward {
   static CUSTOMLSTM_INLINE int64_t chunk_rows(const ForwardParams& p) {
     return least_rows(p) + min64(kBlockRows, p.g.batch);
   }
+
+  // Of the products with W_hh, where the cell wants those of all units at once.
+  static CUSTOMLSTM_INLINE int64_t product_rows(const Geometry& g) { return min64(kBlockRows, g.batch); }
 
   // Depth of the two products, in elements of the operand.
   static CUSTOMLSTM_INLINE int64_t input_depth(const Geometry& g) { return Operand::elements(g.input_size); }
@@ -143,7 +147,10 @@ struct Forward {
     w.factors = arena.take<S>(g.recurrent_mask ? rows * factor_stride(g) : 0);
     w.c = arena.take<S>(rows * w.c_row_stride);
     w.projecting = arena.take<S>(g.projection ? rows * w.c_stride : 0);
-    S* gates_x = nullptr;
+    if constexpr (kIsNormalised<Cell>) {
+      for (int64_t d = 0; d < g.directions; ++d) w.norms[d].layout(g, arena);
+    }
+    S *gates_x = nullptr, *products = nullptr;
     for (int thread = 0; thread < p.plan.threads; ++thread) {
       S* x = arena.take<S>(direct_input(p) ? 0 : chunk_rows(p) * x_stride(g));
       const S** x_rows = arena.take<const S*>(chunk_rows(p));
@@ -152,12 +159,20 @@ struct Forward {
       S* panel = arena.take<S>((panel_ih > panel_hh ? panel_ih : panel_hh) * kGateWidth);
       // Those who share the units share the chunk. Each has the place of its units, whatever rows the others are at and
       // however many threads the system grants.
-      if (thread == 0 || !p.plan.share_units) gates_x = arena.take<S>(chunk_rows(p) * unit_blocks(g) * kGateWidth);
+      if (thread == 0 || !p.plan.share_units) {
+        gates_x = arena.take<S>(chunk_rows(p) * unit_blocks(g) * kGateWidth);
+        if constexpr (kIsNormalised<Cell>) products = arena.take<S>(product_rows(g) * unit_blocks(g) * kGateWidth);
+      }
+      if constexpr (kIsNormalised<Cell>) {
+        S* rows = arena.take<S>(Normalised::scratch_size(g));
+        if (thread == rank) w.norm_rows = rows;
+      }
       if (thread == rank) {
         w.x = x;
         w.x_rows = x_rows;
         w.panel = panel;
         w.gates_x = gates_x;
+        w.products = products;
       }
     }
     return arena.used;
@@ -204,6 +219,9 @@ struct Forward {
         }
       }
       if (rank == 0) widen_unit_parameters<T>(g, from, padded<S>(g.hidden_size), w.unit_parameters[d]);
+      if constexpr (kIsNormalised<Cell>) {
+        if (rank == 0) w.norms[d].template fill<T>(g, from);
+      }
       if (g.projection) {
         const Range panels = share(output_panels(g), rank, size);
         for (int64_t n = panels.begin; n < panels.end; ++n) {
@@ -297,6 +315,8 @@ struct Forward {
           rows = min64(kBlockRows, active - i);
           project_input(p, w, job, units, step, next, i, rows);
           run_cells(p, w, job, units, step, i, rows, w.gates_x);
+          // A row goes through this cell in one thread, and the next block's products take the place of its own.
+          if constexpr (kIsNormalised<Cell>) job.barrier();
         }
         finish_step(p, w, job, step, active);
         step = next;
@@ -322,7 +342,7 @@ struct Forward {
   }
 
   // gates_x[unit block][row of the chunk][gate][lane] = bias + W_ih x for `rows` rows: sequences i0 .. of one step,
-  // or all running sequences of the steps first .. next - 1.
+  // or all running sequences of the steps first .. next - 1. A cell that normalises the product adds the bias itself.
   static void project_input(const ForwardParams& p, const Workspace& w, const Job& job, Range units, int64_t first,
                             int64_t next, int64_t i0, int64_t rows) {
     const Geometry& g = p.g;
@@ -342,7 +362,7 @@ struct Forward {
       }
     }
     for (int64_t u = units.begin; u < units.end; ++u) {
-      const S* bias = w.bias[job.direction] + u * kGateWidth;
+      const S* bias = kIsNormalised<Cell> ? nullptr : w.bias[job.direction] + u * kGateWidth;
       S* out = w.gates_x + u * chunk_rows(p) * kGateWidth;
       if (in_place(p.plan.w_ih)) {
         const T* matrix = static_cast<const T*>(w.matrix_ih[job.direction]);
@@ -386,8 +406,14 @@ struct Forward {
   }
 
   // from[i] += the recurrent product of sequence i0 + i, i < count, with a block of a matrix that is not packed.
-  static void multiply_state_in_place(const Workspace& w, const Job& job, const InPlace& in_place, int64_t parity,
-                                      int64_t i0, int64_t count, S* from, const Geometry& g) {
+  static void multiply_state_in_place(const ForwardParams& p, const Workspace& w, const Job& job,
+                                      const InPlace& in_place, int64_t parity, int64_t i0, int64_t count, S* from) {
+    const Geometry& g = p.g;
+    if (p.plan.w_hh == WeightAccess::kAlongRows && state_depth(g) >= kLongestInTiles) {
+      dot_gates_of_one<Operand, kGates>(w.h_row(g, job, parity, i0), Operand::matrix(in_place.matrix), g.hidden_size,
+                                        state_depth(g), in_place.unit, from);
+      return;
+    }
     for (int64_t i = 0; i < count; i += kGateRows) {
       const S* h[kGateRows];
       const int64_t rows = min64(kGateRows, count - i);
@@ -400,9 +426,67 @@ struct Forward {
     }
   }
 
+  // The same with layer norm: first the products of all units, then the rows, dealt to the threads.
+  static void run_normalised_cells(const ForwardParams& p, const Workspace& w, const Job& job, Range units,
+                                   int64_t step, int64_t i0, int64_t count, const S* gates_x) {
+    const Geometry& g = p.g;
+    const int64_t parity = step & 1, stride = product_rows(g) * kGateWidth;
+    for (int64_t n = 0; n < units.end - units.begin; ++n) {
+      const int64_t u = step % 2 == 0 ? units.begin + n : units.end - 1 - n;   // to and fro, as below
+      multiply_state(p, w, job, u, parity, i0, count, w.products + u * stride);
+    }
+    job.barrier();
+    const Range rows = share(count, job.rank, job.size);
+    const typename Tiles::CellStep at = {job.time(step), parity, 0, direct_output(p)};
+    for (int64_t i = rows.begin; i < rows.end; i += Normalised::kCellRows) {
+      const typename Normalised::Products input = {gates_x + i * kGateWidth, chunk_rows(p) * kGateWidth};
+      const typename Normalised::Products recurrent = {w.products + i * kGateWidth, stride};
+#define CUSTOMLSTM_CALL(R, CHANGED) Normalised::template cell_rows<R, CHANGED>(p, w, job, at, i0 + i, input, recurrent)
+      if (rows.end - i >= Normalised::kCellRows) {
+        changes_states(g) ? CUSTOMLSTM_CALL(Normalised::kCellRows, true) : CUSTOMLSTM_CALL(Normalised::kCellRows, false);
+      } else {
+        changes_states(g) ? CUSTOMLSTM_CALL(1, true) : CUSTOMLSTM_CALL(1, false);
+      }
+#undef CUSTOMLSTM_CALL
+    }
+  }
+
+  // out[row][gate][lane] = W_hh h of unit block u, for the sequences i0 .. i0 + count - 1.
+  static void multiply_state(const ForwardParams& p, const Workspace& w, const Job& job, int64_t u, int64_t parity,
+                             int64_t i0, int64_t count, S* out) {
+    const Geometry& g = p.g;
+    if (in_place(p.plan.w_hh)) {
+      const T* matrix = static_cast<const T*>(w.matrix_hh[job.direction]);
+      const InPlace in_place = {p.plan.w_hh, matrix, g.hidden_size, state_depth(g), u * kLanes};
+      for (int64_t k = 0; k < count * kGateWidth; ++k) out[k] = S(0);   // what these products are added to
+      multiply_state_in_place(p, w, job, in_place, parity, i0, count, out);
+      return;
+    }
+    const S* panel =
+        panel_of(g, p.plan.w_hh, w.w_hh[job.direction], w.matrix_hh[job.direction], g.output_size, u, w.panel);
+    for (int64_t i = 0; i < count; i += kGateRows) {
+      const S* h[kGateRows];
+      const int64_t rows = min64(kGateRows, count - i);
+      for (int64_t r = 0; r < rows; ++r) h[r] = w.h_row(g, job, parity, i0 + i + r);
+#define CUSTOMLSTM_CALL(R)      \
+  if constexpr (R <= kGateRows) \
+  Tiles::template project_tile<R>(h, state_depth(g), panel, static_cast<const S*>(nullptr), out + i * kGateWidth)
+      CUSTOMLSTM_WITH_ROWS(rows, CUSTOMLSTM_CALL)
+#undef CUSTOMLSTM_CALL
+    }
+  }
+
   // Sequences i0 .. i0 + count - 1 of one step, whose rows begin at gates_x.
   static void run_cells(const ForwardParams& p, const Workspace& w, const Job& job, Range units, int64_t step,
                         int64_t i0, int64_t count, S* gates_x) {
+    if constexpr (kIsNormalised<Cell>) {
+      run_normalised_cells(p, w, job, units, step, i0, count, gates_x);
+    } else {
+      run_plain_cells(p, w, job, units, step, i0, count, gates_x);
+    }
+  }
+  static void run_plain_cells(const ForwardParams& p, const Workspace& w, const Job& job, Range units, int64_t step,
+                              int64_t i0, int64_t count, S* gates_x) {
     const Geometry& g = p.g;
     const int64_t t = job.time(step), parity = step & 1;
     const int64_t depth = in_place(p.plan.w_hh) ? 0 : state_depth(g);
@@ -416,12 +500,7 @@ struct Forward {
       } else {
         const T* matrix = static_cast<const T*>(w.matrix_hh[job.direction]);
         const InPlace in_place = {p.plan.w_hh, matrix, g.hidden_size, state_depth(g), u * kLanes};
-        if (p.plan.w_hh == WeightAccess::kAlongRows && state_depth(g) >= kLongestInTiles) {
-          dot_gates_of_one<Operand, kGates>(w.h_row(g, job, parity, i0), Operand::matrix(matrix), g.hidden_size,
-                                            state_depth(g), u * kLanes, from);
-        } else {
-          multiply_state_in_place(w, job, in_place, parity, i0, count, from, g);
-        }
+        multiply_state_in_place(p, w, job, in_place, parity, i0, count, from);
       }
       for (int64_t i = 0; i < count; i += kGateRows) {
 #define CUSTOMLSTM_CALL(R)                                                                                    \

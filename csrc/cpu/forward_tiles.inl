@@ -14,6 +14,9 @@ struct ForwardWorkspace {
   S* x;                                       // of this thread: [chunk, L]
   S* gates_x;                                 // [unit blocks, chunk, gates * lanes], of the team where it shares the units
   S* panel;                                   // of this thread: one that is packed in turn
+  NormParameters<S> norms[2];                 // these three only where there is layer norm
+  S* products;                                // [unit blocks, rows of a block, gates * lanes] of W_hh h, as gates_x
+  S* norm_rows;                               // of this thread: rows that go through the cell
   const S** x_rows;                           // [chunk] rows of the input, or of x where they must be converted
   int64_t h_stride, c_stride;                 // of a state; a row of c has several where the cell has
   int64_t c_row_stride;
@@ -116,26 +119,13 @@ struct ForwardTiles {
     const int64_t values = (Cell::kSaved + (mixes_cells ? kStates : 0)) * g.hidden_size;
     for (int r = 0; r < R; ++r) {
       const int64_t row = g.step_row[step.t] + job.columns[i + r];
-      const int64_t place = row * g.directions + job.direction, state = place * g.hidden_size + unit;
-      Vec<S> computed[kStates];
+      const int64_t place = row * g.directions + job.direction;
+      Vec<S> before[kStates], computed[kStates];
       for (int s = 0; s < kStates; ++s) {
+        before[s] = c_before[s].row[r];
         computed[s] = c[s].row[r];
-        if (mixes_cells) c[s].row[r] = mix(g.zoneout_c, c_before[s].row[r], computed[s], state, lanes);
-        c[s].row[r].store(w.c_row(g, job, i + r) + s * w.c_stride + unit);
       }
-      if (g.projection) {
-        Operand::store(within(h.row[r], lanes), w.projecting_row(g, job, i + r), unit);
-      } else {
-        const Vec<S> h_t = new_state<kChanged>(g, w, job, step.t, 1 - step.parity, i + r, unit, lanes, h.row[r]);
-        if (step.output) {
-          store_as(h_t, step.output + place * g.output_size + unit, lanes);
-        }
-      }
-      if (p.c_all) {
-        S* to = static_cast<S*>(p.c_all) + place * kStates * g.hidden_size + unit;
-        for (int s = 0; s < kStates; ++s) store_as(c[s].row[r], to + s * g.hidden_size, lanes);
-      }
-      if (p.hidden) store_as(h.row[r], static_cast<S*>(p.hidden) + state, lanes);
+      store_states<kChanged>(p, w, job, step, i + r, lanes, before, computed, h.row[r]);
       if (p.gates) {
         S* to = static_cast<S*>(p.gates) + place * values + unit;
         const int64_t ahead = (job.direction == 0 ? g.batch : -g.batch) * g.directions * values;
@@ -145,6 +135,34 @@ struct ForwardTiles {
         for (int s = 0; s < kStates; ++s) store_as(computed[s], to + (Cell::kSaved + s) * g.hidden_size, lanes);
       }
     }
+  }
+
+  // What the cell computed for one row, mixed with what was, to where the next step and the results want it.
+  template <bool kChanged>
+  static CUSTOMLSTM_INLINE void store_states(const ForwardParams& p, const Workspace& w, const Job& job,
+                                             const CellStep& step, int64_t i, int lanes,
+                                             const Vec<S> (&before)[kStates], const Vec<S> (&computed)[kStates],
+                                             const Vec<S>& h) {
+    const Geometry& g = p.g;
+    const int64_t unit = step.unit, row = g.step_row[step.t] + job.columns[i];
+    const int64_t place = row * g.directions + job.direction, state = place * g.hidden_size + unit;
+    Vec<S> c[kStates];
+    for (int s = 0; s < kStates; ++s) {
+      c[s] = computed[s];
+      if (kChanged && is_on(g.zoneout_c)) c[s] = mix(g.zoneout_c, before[s], computed[s], state, lanes);
+      c[s].store(w.c_row(g, job, i) + s * w.c_stride + unit);
+    }
+    if (g.projection) {
+      Operand::store(within(h, lanes), w.projecting_row(g, job, i), unit);
+    } else {
+      const Vec<S> h_t = new_state<kChanged>(g, w, job, step.t, 1 - step.parity, i, unit, lanes, h);
+      if (step.output) store_as(h_t, step.output + place * g.output_size + unit, lanes);
+    }
+    if (p.c_all) {
+      S* to = static_cast<S*>(p.c_all) + place * kStates * g.hidden_size + unit;
+      for (int s = 0; s < kStates; ++s) store_as(c[s], to + s * g.hidden_size, lanes);
+    }
+    if (p.hidden) store_as(h, static_cast<S*>(p.hidden) + state, lanes);
   }
 
   // Lanes beyond the last unit are computed from nothing but zeros, and may be infinite all the same: where a pair of

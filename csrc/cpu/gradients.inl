@@ -29,7 +29,7 @@ struct RowList {
 template <class S>
 struct StepBlocks {
   int64_t steps;          // of one block, but the last
-  S* grad_gates;          // [rows of a block, D, kGates and unit parameters, H]
+  S* grad_gates;          // [rows of a block, D, GradientRow]
   S* grad_hidden_state;   // [rows of a block, D, P] when projecting: gradient of h
   int64_t index;
 
@@ -52,11 +52,39 @@ struct StepBlocks {
   }
 };
 
-// Elements of a row of gradients of the gates; the gradients of the cell's per-unit parameters at this step follow
-// those of the gates, since both are summed over the rows.
+// What a row of gradients of the gates holds, in elements: the gradients of the cell's per-unit parameters at this step
+// follow those of the gates, since both are summed over the rows. With layer norm come then, for each product that is
+// normalised, its own gradient and the step's part of its gain's; for the cell state those of gain and bias.
+template <class Cell, class Operand>
+struct GradientRow {
+  static CUSTOMLSTM_INLINE int64_t size(const Geometry& g) {
+    if constexpr (kIsNormalised<Cell>) return cell_bias(g) + (g.norms[kNormCell] ? cell_part(g) : 0);
+    return plain(g);
+  }
+  // Where the gradient of W_ih x or W_hh h begins: that of the gates, where no norm comes between.
+  static CUSTOMLSTM_INLINE int64_t product(const Geometry& g, int place) {
+    if constexpr (!kIsNormalised<Cell>) return 0;
+    if (!g.norms[place]) return 0;
+    return plain(g) + (place == kNormRecurrent && g.norms[kNormInput] ? 2 * gate_part(g) : 0);
+  }
+  static CUSTOMLSTM_INLINE int64_t gain(const Geometry& g, int place) {
+    if (place != kNormCell) return product(g, place) + gate_part(g);
+    return plain(g) + 2 * gate_part(g) * (int64_t(g.norms[kNormInput]) + int64_t(g.norms[kNormRecurrent]));
+  }
+  static CUSTOMLSTM_INLINE int64_t cell_bias(const Geometry& g) {
+    return gain(g, kNormCell) + (g.norms[kNormCell] ? cell_part(g) : 0);
+  }
+
+ private:
+  static CUSTOMLSTM_INLINE int64_t plain(const Geometry& g) {
+    return Operand::elements((Cell::kGates + g.unit_parameters) * g.hidden_size);
+  }
+  static CUSTOMLSTM_INLINE int64_t gate_part(const Geometry& g) { return Operand::elements(Cell::kGates * g.hidden_size); }
+  static CUSTOMLSTM_INLINE int64_t cell_part(const Geometry& g) { return Operand::elements(g.hidden_size); }
+};
 template <class Cell, class Operand>
 CUSTOMLSTM_INLINE int64_t gradient_row(const Geometry& g) {
-  return Operand::elements((Cell::kGates + g.unit_parameters) * g.hidden_size);
+  return GradientRow<Cell, Operand>::size(g);
 }
 
 constexpr int64_t kWeightDepth = 256;   // rows of the call a block of the weight gradient's product goes over
@@ -146,6 +174,7 @@ struct Gradients {
   using Stored = typename Operand::Stored;
   static constexpr int kLanes = Vec<S>::kLanes, kRows = Operand::kRows;
   static constexpr int64_t kWidth = kPanelVectors * kLanes;
+  using Row = GradientRow<Cell, Operand>;
   enum class Source { kInput, kHiddenState, kHidden };
 
   const BackwardParams& p;
@@ -227,7 +256,7 @@ struct Gradients {
     for (int64_t part = parts.begin; part < parts.end && mine.begin < mine.end; ++part) {
       const int64_t first = all.begin + part * at_once, count = min64(at_once, all.end - first);
       for (int64_t d = first_direction; d < last_direction; ++d) {
-        for (int64_t i = 0; i < count; ++i) scratch.rows[i] = gate_row(first + i, d);
+        for (int64_t i = 0; i < count; ++i) scratch.rows[i] = gate_row(first + i, d) + Row::product(g, kNormInput);
         const Matrix w_ih = {access_ih(p), static_cast<const T*>(p.weights[d].w_ih), packed_w_ih[d], g.input_size};
         multiply(g, w_ih, mine, scratch.rows, count, scratch.weights, scratch.grad_input, input_stride(),
                  d > first_direction);
@@ -266,14 +295,17 @@ struct Gradients {
       for (int64_t first = all.begin; first < all.end && begin < end; first += kWeightDepth) {
         const int64_t depth = min64(kWeightDepth, all.end - first);
         const Part part = {first, depth, begin, end, accumulate || first > all.begin};
-        pack_factors(d, part, static_cast<S*>(to.bias));
+        const int64_t ih = Row::product(g, kNormInput), hh = Row::product(g, kNormRecurrent);
+        pack_factors(d, part, ih, ih == 0 ? to.bias : nullptr);
         if (to.w_ih) outer(d, Source::kInput, g.input_size, part, static_cast<S*>(to.w_ih));
+        if (hh != ih) pack_factors(d, part, hh, hh == 0 ? to.bias : nullptr);
         if (to.w_hh) outer(d, Source::kHiddenState, g.output_size, part, static_cast<S*>(to.w_hh));
       }
     }
     for (int64_t k = 0; k < g.unit_parameters; ++k) {
-      if (to.unit_parameters[k]) sum_unit_parameter(d, k, all, accumulate, static_cast<S*>(to.unit_parameters[k]));
+      sum_values(d, 0, {(Cell::kGates + k) * g.hidden_size, g.hidden_size}, all, accumulate, to.unit_parameters[k]);
     }
+    if constexpr (kIsNormalised<Cell>) sum_norms(d, all, accumulate);
     if (to.w_hr) {
       const Range tiles = share(ceil_div(g.output_size, kTileRows), rank, size);
       const int64_t begin = tiles.begin * kTileRows, end = min64(tiles.end * kTileRows, g.output_size);
@@ -299,27 +331,47 @@ struct Gradients {
   }
 
   // The factors of kTileRows gate rows side by side: read along a row they would lie a power of two apart, all in the
-  // same few sets of the cache. The bias gradient is their sum, taken on the way, in blocks like the products.
-  void pack_factors(int64_t d, const Part& part, S* bias) const {
+  // same few sets of the cache. The bias gradient is their sum, taken on the way, in blocks like the products. They
+  // begin at element `section` of a row.
+  void pack_factors(int64_t d, const Part& part, int64_t section, void* bias) const {
     for (int64_t k = 0; k < part.depth; k += kRows) {
       const S* from[kRows] = {};
-      for (int64_t j = 0; j < kRows && k + j < part.depth; ++j) from[j] = gate_row(part.first + k + j, d);
+      for (int64_t j = 0; j < kRows && k + j < part.depth; ++j) from[j] = gate_row(part.first + k + j, d) + section;
       pack_factor_row(from, k / kRows, part, scratch.factors);
       for (int64_t j = 0; bias && j < kRows && from[j]; ++j) add_to_sums(from[j], k + j, part);
     }
-    if (bias) store_sums(part, 0, bias);
+    if (bias) store_sums(part, 0, static_cast<S*>(bias));
   }
 
-  // The gradient of a per-unit parameter is the sum of what the cell left beside the gates.
-  void sum_unit_parameter(int64_t d, int64_t k, Range all, bool accumulate, S* to) const {
-    const int64_t offset = (Cell::kGates + k) * p.g.hidden_size;
-    const Range units = share(p.g.hidden_size, rank, size);
+  // Values of a row, counted from an element of it.
+  struct Values {
+    int64_t first, count;
+  };
+  // The gradient of a per-unit parameter, as of gains and biases of layer norms, is the sum of what the cell left beside
+  // the gates; null: not wanted.
+  void sum_values(int64_t d, int64_t section, Values values, Range all, bool accumulate, void* to) const {
+    if (!to) return;
+    const int64_t offset = values.first;
+    const Range units = share(values.count, rank, size);
     for (int64_t first = all.begin; first < all.end; first += kWeightDepth) {
       const int64_t depth = min64(kWeightDepth, all.end - first);
       const Part part = {first, depth, offset + units.begin, offset + units.end, accumulate || first > all.begin};
-      for (int64_t row = 0; row < depth; ++row) add_to_sums(gate_row(first + row, d), row, part);
-      store_sums(part, offset, to);
+      for (int64_t row = 0; row < depth; ++row) add_to_sums(gate_row(first + row, d) + section, row, part);
+      store_sums(part, offset, static_cast<S*>(to));
     }
+  }
+
+  void sum_norms(int64_t d, Range all, bool accumulate) const {
+    const Geometry& g = p.g;
+    const auto& to = p.grad_weights[d];
+    const Values gates = {0, Cell::kGates * g.hidden_size}, units = {0, g.hidden_size};
+    for (const int place : {kNormInput, kNormRecurrent}) {
+      sum_values(d, Row::gain(g, place), gates, all, accumulate, to.norms[place].gain);
+    }
+    sum_values(d, Row::gain(g, kNormCell), units, all, accumulate, to.norms[kNormCell].gain);
+    sum_values(d, Row::cell_bias(g), units, all, accumulate, to.norms[kNormCell].bias);
+    // Where both products are normalised, no factors were packed of the gradient of the gates itself.
+    if (g.norms[kNormInput] && g.norms[kNormRecurrent]) sum_values(d, 0, gates, all, accumulate, to.bias);
   }
   CUSTOMLSTM_INLINE void store_sums(const Part& part, int64_t offset, S* to) const {
     end_block(part, part.depth <= kGradientSumBlock);

@@ -48,6 +48,7 @@ struct Geometry {
   int64_t unit_parameters;   // of the cell that this call has
   bool bias;
   bool projection;
+  bool norms[kNormPlaces];   // which layer norms there are; of kNormalised cells only
 
   const int64_t* step_row;        // [T]
   const int64_t* step_input;      // [T] offset in elements of the step's first column in `input`
@@ -66,6 +67,9 @@ struct Geometry {
 struct DirectionWeights {
   const void *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;   // storage type, contiguous; biases and w_hr may be null
   const void* unit_parameters[kMaxUnitParameters];   // [H] each, as many as Geometry says
+  struct {
+    const void *gain, *bias;   // [gates * H], of the cell state [H]; null where there is no norm
+  } norms[kNormPlaces];
 };
 
 // Pointers are the caller's; nothing is kept after the call. S is the accumulation type (double for float64, else
@@ -83,7 +87,8 @@ struct ForwardParams {
   void* h_n;                  // [D, B, P]
   void* c_n;                  // [D, B, states of the cell, H]
   void* c_all;                // S [rows, D, states of the cell, H] or null
-  void* gates;                // S [rows, D, kSaved and with zoneout of c the cell's own states, H] or null
+  void* gates;                // S [rows, D, kSaved, products that are normalised, with zoneout of c the cell's own
+                              // states; H] or null
   void* hidden;               // S [rows, D * H] or null: h before the projection
   void* workspace;            // forward_workspace bytes, 64-byte aligned
 };
@@ -108,8 +113,13 @@ struct BackwardParams {
   void* grad_h_0;             // T or null
   void* grad_c_0;
   struct {
-    void *w_ih, *w_hh, *bias, *w_hr;   // S, or null: not wanted; bias serves b_ih and b_hh
+    // S, or null: not wanted. bias serves b_ih and b_hh, and the biases of the layer norms of both products, all of
+    // which are added to the gates alike; of these the entries below are not used.
+    void *w_ih, *w_hh, *bias, *w_hr;
     void* unit_parameters[kMaxUnitParameters];
+    struct {
+      void *gain, *bias;
+    } norms[kNormPlaces];
   } grad_weights[2];
   void* workspace;
 };

@@ -5,6 +5,7 @@
 
 #include "../cells/standard.inl"
 #include "../cells/configurable.inl"
+#include "../cells/normalised.inl"
 
 // Packed weights are the same for every cell of four gates.
 template <class T, class Cell>
@@ -17,7 +18,7 @@ constexpr CellKernels kernels_of() {
 }
 
 #define CUSTOMLSTM_EACH_CELL(T) \
-  { kernels_of<T, StandardCell>(), kernels_of<T, ConfigurableCell>() }
+  { kernels_of<T, StandardCell>(), kernels_of<T, ConfigurableCell>(), kernels_of<T, NormalisedCell>() }
 
 const KernelTable kTable = {
     CUSTOMLSTM_ISA_NAME,

@@ -12,10 +12,12 @@
 #include "gemm.inl"
 #include "layout.inl"
 #include "zoneout.inl"
+#include "layer_norm.inl"
 #include "in_place.inl"
 #include "dot.inl"
 
 #include "forward_tiles.inl"
+#include "forward_norm.inl"
 #include "forward.inl"
 #include "gradients.inl"
 #include "backward.inl"

@@ -10,6 +10,7 @@ namespace {
 
 constexpr size_t kHeader = 4;   // kind, alpha, beta, number of knots
 constexpr size_t kOptions = 4;  // peephole, coupled gates, gate clip, cell clip; all off where nothing follows
+constexpr size_t kWithNorms = kOptions + 1;   // and the places of layer norm as a sum of powers of two
 
 const char* const kRoles[3] = {"gate_activation", "cell_activation", "output_activation"};
 
@@ -109,12 +110,15 @@ void CellArgs::read_activations(const std::vector<double>& args) {
   const bool standard = !options && is(p.gate, ActivationKind::kSigmoid) && is(p.cell, ActivationKind::kTanh) &&
                         is(p.output, ActivationKind::kTanh);
   kind_ = standard ? CellKind::kStandard : CellKind::kConfigurable;
+  for (const bool norm : norms_) {
+    if (norm) kind_ = CellKind::kNormalised;
+  }
 }
 
 void CellArgs::read_options(const std::vector<double>& args, size_t at) {
   const size_t left = args.size() - at;
-  check(left == 0 || left == kOptions, "cell_args has ", args.size(), " values, of which ", at,
-        " describe activations; expected none or ", kOptions,
+  check(left == 0 || left == kOptions || left == kWithNorms, "cell_args has ", args.size(), " values, of which ", at,
+        " describe activations; expected none, ", kOptions, " or ", kWithNorms,
         " more. This library is older or newer than the Python package, rebuild it");
   const double none[kOptions] = {};
   const double* const options = left == 0 ? none : args.data() + at;
@@ -124,6 +128,12 @@ void CellArgs::read_options(const std::vector<double>& args, size_t at) {
     const double clip = options[2 + k];
     check(clip >= 0 && std::isfinite(clip), "cell_args: ", k == 0 ? "gate_clip" : "cell_clip", " is ", clip,
           ", expected a positive number, or 0 for none");
+  }
+  if (left == kWithNorms) {
+    const double mask = options[kOptions];
+    check(mask >= 1 && mask < double(1 << kNormPlaces) && mask == std::floor(mask), "cell_args: layer_norm is ", mask,
+          ", expected an integer from 1 to ", (1 << kNormPlaces) - 1);
+    for (int place = 0; place < kNormPlaces; ++place) norms_[place] = static_cast<int>(mask) >> place & 1;
   }
   double_params_.peephole = options[0] != 0;
   double_params_.coupled_gates = options[1] != 0;

@@ -21,7 +21,12 @@ class CellArgs {
   // Pre-activations, states besides h, and values saved for backward, of one hidden unit.
   int64_t gates() const { return registered_ ? registered_->sizes.gates : 4; }
   int64_t states() const { return registered_ ? registered_->sizes.states : 1; }
-  int64_t saved() const { return registered_ ? registered_->sizes.saved : 4; }
+  int64_t saved() const {
+    if (registered_) return registered_->sizes.saved;
+    return 4 + 4 * (int64_t(norm(kNormInput)) + int64_t(norm(kNormRecurrent)));   // the products, too
+  }
+  // Whether there is layer norm at this place. Its gain and bias follow the per-unit parameters of each direction.
+  bool norm(int place) const { return norms_[place]; }
   // Parameters with one value a hidden unit, which follow the weights of each direction in this order.
   const std::vector<std::string>& unit_parameters() const { return unit_parameters_; }
   // CellParams of the accumulation type of `type`; lives as long as this object.
@@ -37,6 +42,7 @@ class CellArgs {
   CellKind kind_ = CellKind::kStandard;
   const RegisteredCell* registered_ = nullptr;
   std::vector<std::string> unit_parameters_;
+  bool norms_[kNormPlaces] = {};
   std::vector<double> tables_;
   std::vector<float> float_tables_;
   CellParams<double> double_params_ = {};

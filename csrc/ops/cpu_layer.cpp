@@ -27,6 +27,7 @@ Geometry geometry(const LayerCall& call) {
   g.unit_parameters = call.unit_parameters();
   g.bias = call.arguments.bias;
   g.projection = call.arguments.projection;
+  for (int place = 0; place < kNormPlaces; ++place) g.norms[place] = call.cell.norm(place);
   g.recurrent_mask = call.recurrent_mask();
   g.recurrent_scale = call.arguments.recurrent_scale;
   g.zoneout_h = {call.zoneout_h(), call.arguments.zoneout_h_rate};
@@ -51,8 +52,11 @@ class Call : public LayerCall {
     p.plan = plan;
     for (int64_t d = 0; d < g.directions; ++d) {
       const WeightPointers w = weights(d);
-      p.weights[d] = {w.w_ih, w.w_hh, w.b_ih, w.b_hh, w.w_hr, {}};
+      p.weights[d] = {w.w_ih, w.w_hh, w.b_ih, w.b_hh, w.w_hr, {}, {}};
       std::copy(std::begin(w.unit_parameters), std::end(w.unit_parameters), p.weights[d].unit_parameters);
+      for (int place = 0; place < kNormPlaces; ++place) {
+        p.weights[d].norms[place] = {w.norms[place].gain, w.norms[place].bias};
+      }
     }
     p.cell_params = cell.params(type);
     p.input = arguments.input.const_data_ptr();
@@ -151,7 +155,8 @@ LayerGradients cpu_layer_backward(const LayerArguments& a, const SavedTensors& s
   p.grad_h_0 = needs[1] ? grad_h_0.mutable_data_ptr() : nullptr;
   p.grad_c_0 = needs[2] ? grad_c_0.mutable_data_ptr() : nullptr;
 
-  // Weight gradients are summed in the accumulation type; both biases have the same one.
+  // Weight gradients are summed in the accumulation type. Both biases have the same one, and with them those of the
+  // layer norms of the products: it is summed once and copied.
   const bool nothing_summed = g.valid_rows == 0;
   std::vector<Tensor> grad_weights;
   for (int64_t k = 0; k < weight_count; ++k) {
@@ -160,6 +165,7 @@ LayerGradients cpu_layer_backward(const LayerArguments& a, const SavedTensors& s
     for (int64_t n = 0; n < weight.dim(); ++n) shape[n] = weight.size(n);
     grad_weights.push_back(wanted(needs[3 + k], shape, saved_type, nothing_summed));
   }
+  const std::vector<int64_t> biases = call.added_to_gates();
   for (int64_t d = 0; d < g.directions; ++d) {
     const int64_t first = d * call.per_direction;
     const auto pointer = [&](int64_t k) -> void* {
@@ -168,7 +174,12 @@ LayerGradients cpu_layer_backward(const LayerArguments& a, const SavedTensors& s
     auto& to = p.grad_weights[d];
     to.w_ih = pointer(0);
     to.w_hh = pointer(1);
-    to.bias = !g.bias ? nullptr : pointer(2) ? pointer(2) : pointer(3);
+    for (const int64_t k : biases) {
+      if (to.bias == nullptr) to.bias = pointer(k);
+    }
+    for (int place = 0; place < kNormPlaces; ++place) {
+      if (g.norms[place]) to.norms[place] = {pointer(call.norm_index(place)), pointer(call.norm_index(place) + 1)};
+    }
     to.w_hr = g.projection ? pointer(call.w_hr_index()) : nullptr;
     for (int64_t k = 0; k < g.unit_parameters; ++k) to.unit_parameters[k] = pointer(call.first_unit_parameter() + k);
   }
@@ -178,9 +189,14 @@ LayerGradients cpu_layer_backward(const LayerArguments& a, const SavedTensors& s
   p.workspace = workspace.data();
   run_kernel(kernel.run, p);
 
-  for (int64_t d = 0; g.bias && d < g.directions; ++d) {
-    const int64_t ih = d * call.per_direction + 2, hh = ih + 1;
-    if (needs[3 + ih] && needs[3 + hh]) torch::stable::copy_(grad_weights[hh], grad_weights[ih]);
+  for (int64_t d = 0; d < g.directions; ++d) {
+    const Tensor* summed = nullptr;
+    for (const int64_t k : biases) {
+      const int64_t at = d * call.per_direction + k;
+      if (!needs[3 + at]) continue;
+      if (summed != nullptr) torch::stable::copy_(grad_weights[at], *summed);
+      if (summed == nullptr) summed = &grad_weights[at];
+    }
   }
   if (saved_type != input_type) {
     for (Tensor& grad : grad_weights) grad = torch::stable::to(grad, input_type);

@@ -123,10 +123,15 @@ CellArgs Packed::read_cell(const Header& header, const char* bytes) {
   return CellArgs(header.cell, std::vector<double>(args, args + header.cell_args));
 }
 
+void check_has_packed_step(const CellArgs& cell) {
+  check(cell.kind() != CellKind::kNormalised, "layer norm has no packed step; call lstm_layer with the state instead");
+}
+
 Packed::Packed(const Tensor& packed)
     : bytes(static_cast<const char*>(packed.const_data_ptr())),
       header(checked_header(packed)),
       cell(read_cell(header, bytes)) {
+  check_has_packed_step(cell);
   check(static_cast<int64_t>(cell.unit_parameters().size()) == header.unit_parameters &&
             header.weights_bytes == static_cast<int64_t>(weights_bytes(header, cell)),
         "packed is damaged", kRemedy);
@@ -137,6 +142,7 @@ Packed::Packed(const Tensor& packed)
 Tensor cpu_pack(const std::vector<Tensor>& weights, const std::string& cell, const std::vector<double>& cell_args,
                 bool bias, bool projection, int64_t batch) {
   const CellArgs checked(cell, cell_args);
+  check_has_packed_step(checked);
   const size_t w_hr = bias ? 4 : 2, first_parameter = w_hr + (projection ? 1 : 0);
   const size_t count = first_parameter + checked.unit_parameters().size();
   check(weights.size() == count, "weights has ", weights.size(), " tensors, expected ", count,
@@ -193,7 +199,7 @@ Tensor cpu_pack(const std::vector<Tensor>& weights, const std::string& cell, con
   if (!cell_args.empty()) std::memcpy(bytes + sizeof(Header), cell_args.data(), cell_args.size() * sizeof(double));
   ForwardParams p = parameters(header, gates);
   p.weights[0] = {contiguous[0].data(), contiguous[1].data(), bias ? contiguous[2].data() : nullptr,
-                  bias ? contiguous[3].data() : nullptr, projection ? contiguous[w_hr].data() : nullptr, {}};
+                  bias ? contiguous[3].data() : nullptr, projection ? contiguous[w_hr].data() : nullptr, {}, {}};
   for (size_t k = first_parameter; k < count; ++k) {
     p.weights[0].unit_parameters[k - first_parameter] = contiguous[k].data();
   }

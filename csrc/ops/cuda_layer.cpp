@@ -127,6 +127,7 @@ class Call : public LayerCall {
         sizes_{size.steps,      size.batch,      size.rows, size.hidden_size,
                size.state_size, size.directions, a.bias,    a.projection} {
     check(cell.registered() == nullptr, "the cell ", a.cell, " has no CUDA kernel");
+    check(cell.kind() != CellKind::kNormalised, "layer norm has no CUDA kernel yet; use backend='reference'");
     if (!one_length_) put_on_device();
     sequences_.resets = sequences.resets();
     sequences_.recurrent_mask = recurrent_mask();

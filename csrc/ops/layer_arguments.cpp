@@ -27,7 +27,7 @@ LayerCall::LayerCall(const LayerArguments& a)
       cell(a.cell, a.cell_args),
       sequences(a.input, batch_of(a), a.batch_sizes, a.lengths, a.resets) {
   size.directions = a.bidirectional ? 2 : 1;
-  per_direction = first_unit_parameter() + unit_parameters();
+  per_direction = norm_index(kNormPlaces);
   check(static_cast<int64_t>(a.weights.size()) == size.directions * per_direction, "weights has ", a.weights.size(),
         " tensors, expected ", size.directions * per_direction, " for this bias, projection, bidirectional and cell");
   size.steps = sequences.steps();
@@ -89,6 +89,21 @@ void LayerCall::read_zoneout() {
   zoneout_c_ = read("zoneout_c", arguments.zoneout_c, arguments.zoneout_c_rate, hidden_width());
 }
 
+int64_t LayerCall::norm_index(int place) const {
+  int64_t index = first_unit_parameter() + unit_parameters();
+  for (int before = 0; before < place; ++before) index += cell.norm(before) ? 2 : 0;
+  return index;
+}
+
+std::vector<int64_t> LayerCall::added_to_gates() const {
+  std::vector<int64_t> found;
+  if (arguments.bias) found = {2, 3};
+  for (const NormPlace place : {kNormInput, kNormRecurrent}) {
+    if (cell.norm(place)) found.push_back(norm_index(place) + 1);
+  }
+  return found;
+}
+
 void LayerCall::read_weights(int64_t d) {
   const Tensor* w = &arguments.weights[d * per_direction];
   const int64_t gate_rows = cell.gates() * size.hidden_size;
@@ -108,15 +123,26 @@ void LayerCall::read_weights(int64_t d) {
   for (int64_t k = 0; k < unit_parameters(); ++k) {
     read(first_unit_parameter() + k, cell.unit_parameters()[k].c_str(), {size.hidden_size});
   }
+  const char* const gains[kNormPlaces] = {"weight_ln_ih", "weight_ln_hh", "weight_ln_c"};
+  const char* const biases[kNormPlaces] = {"bias_ln_ih", "bias_ln_hh", "bias_ln_c"};
+  for (int place = 0; place < kNormPlaces; ++place) {
+    if (!cell.norm(place)) continue;
+    const int64_t values = place == kNormCell ? size.hidden_size : gate_rows;
+    read(norm_index(place), gains[place], {values});
+    read(norm_index(place) + 1, biases[place], {values});
+  }
 }
 
 WeightPointers LayerCall::weights(int64_t d) const {
   const Contiguous* w = &weights_[d * per_direction];
   WeightPointers pointers = {w[0].data(), w[1].data(), arguments.bias ? w[2].data() : nullptr,
                              arguments.bias ? w[3].data() : nullptr,
-                             arguments.projection ? w[w_hr_index()].data() : nullptr, {}};
+                             arguments.projection ? w[w_hr_index()].data() : nullptr, {}, {}};
   for (int64_t k = 0; k < unit_parameters(); ++k) {
     pointers.unit_parameters[k] = w[first_unit_parameter() + k].data();
+  }
+  for (int place = 0; place < kNormPlaces; ++place) {
+    if (cell.norm(place)) pointers.norms[place] = {w[norm_index(place)].data(), w[norm_index(place) + 1].data()};
   }
   return pointers;
 }

@@ -66,6 +66,9 @@ struct LayerSizes {
 struct WeightPointers {
   const void *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
   const void* unit_parameters[kMaxUnitParameters];
+  struct {
+    const void *gain, *bias;
+  } norms[kNormPlaces];
 };
 
 // A checked call: every shape, dtype and device fits the others, weights and states are contiguous, the cell is known.
@@ -94,6 +97,11 @@ class LayerCall {
     return cell.saved() + (arguments.zoneout_c.has_value() || arguments.zoneout_c_rate > 0 ? cell.states() : 0);
   }
   int64_t unit_parameters() const { return static_cast<int64_t>(cell.unit_parameters().size()); }
+  // Where in the weights of a direction the gain of the layer norm of a place stands, its bias being the next.
+  int64_t norm_index(int place) const;
+  // Where in the weights of a direction those stand that are added to the gates, [gates * H] each, and so have one
+  // gradient: both biases, and those of the layer norms of the products.
+  std::vector<int64_t> added_to_gates() const;
   // Sizes of a tensor with rows, each of sizes `last`.
   std::vector<int64_t> rows_shape(std::initializer_list<int64_t> last) const;
 

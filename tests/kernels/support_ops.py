@@ -13,6 +13,7 @@ from torch import Tensor
 
 from customlstm import Cell, PiecewiseLinear
 from customlstm.activations import KINDS, Activation
+from customlstm.cells import own_parameters
 
 SAVE_NOTHING, SAVE_STATES, SAVE_FOR_BACKWARD = 0, 1, 2
 
@@ -49,7 +50,22 @@ OPTIONS: dict[str, Cell] = {
         gate_clip=0.75,
         cell_clip=0.5,
     ),
+    "layer norm": Cell(layer_norm=("input", "recurrent", "cell")),
+    "layer norm of the input": Cell("hard_sigmoid", layer_norm="input"),
+    "layer norm of the state and peephole": Cell(peephole=True, layer_norm="recurrent"),
+    "layer norm of the cell and clips": Cell(gate_clip=0.75, cell_clip=0.5, layer_norm="cell"),
+    "layer norm and all options": Cell(
+        "sigmoid",
+        "softsign",
+        "scaled_tanh",
+        peephole=True,
+        coupled_gates=True,
+        gate_clip=1.5,
+        cell_clip=0.5,
+        layer_norm=("input", "recurrent", "cell"),
+    ),
 }
+NORMALISED = [name for name, cell in OPTIONS.items() if cell.layer_norm]
 CELLS: dict[str, Cell] = {
     "standard": Cell(),
     **OPTIONS,
@@ -156,7 +172,7 @@ class LayerCall:
             *(["b_ih", "b_hh"] if self.bias else []),
             *(["w_hr"] if self.projection else []),
         ]
-        names += Cell.decode(self.cell, self.cell_args).unit_parameters
+        names += own_parameters(Cell.decode(self.cell, self.cell_args))
         both = self.bidirectional if bidirectional is None else bidirectional
         return names + [f"{name}_reverse" for name in names] if both else names
 
@@ -166,7 +182,7 @@ def weight_shapes(case: Case) -> list[tuple[int, ...]]:
     shapes: list[tuple[int, ...]] = [(gate_rows, case.features), (gate_rows, state)]
     shapes += [(gate_rows,)] * 2 if case.bias else []
     shapes += [(case.projection, case.hidden)] if case.projection else []
-    return shapes + [(case.hidden,)] * len(CELLS[case.cell].unit_parameters)
+    return shapes + [(size * case.hidden,) for size in own_parameters(CELLS[case.cell]).values()]
 
 
 def make_call(case: Case) -> LayerCall:

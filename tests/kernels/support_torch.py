@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from customlstm import Cell
+from customlstm.cells import own_parameters
 
 
 def run_nn_lstm(call: LayerCall) -> dict[str, Tensor]:
@@ -64,24 +65,37 @@ def formula(*arguments: object) -> Sequence[Tensor]:
     def bounded(x: Tensor, limit: float | None) -> Tensor:
         return x if limit is None else F.hardtanh(x, -limit, limit)
 
+    def normalised(x: Tensor, added: dict[str, Tensor], name: str) -> Tensor:
+        gain = added.get(f"weight_ln_{name}")
+        return x if gain is None else F.layer_norm(x, gain.shape, gain, added[f"bias_ln_{name}"])
+
+    def linear_and_norm(
+        x: Tensor, weight: Tensor, bias: Tensor | None, added: dict[str, Tensor], name: str
+    ) -> Tensor:
+        if f"weight_ln_{name}" not in added:
+            return F.linear(x, weight, bias)
+        y = normalised(F.linear(x, weight), added, name)
+        return y if bias is None else y + bias
+
     directions = 2 if call.bidirectional else 1
     per_direction = len(call.weights) // directions
     outputs, cells, last = [], [], []
     for d in range(directions):
         w_ih, w_hh, *others = call.weights[d * per_direction : (d + 1) * per_direction]
         b_ih, b_hh = others[:2] if call.bias else (None, None)
-        peepholes = dict(zip(cell.unit_parameters, others[2 * call.bias + call.projection :], strict=True))
-        p_i, p_f, p_o = (peepholes.get(f"peephole_{gate}", zero) for gate in "ifo")
+        added = dict(zip(own_parameters(cell), others[2 * call.bias + call.projection :], strict=True))
+        p_i, p_f, p_o = (added.get(f"peephole_{gate}", zero) for gate in "ifo")
         h, c = call.h_0[d], call.c_0[d]
         steps = list(range(call.input.size(0)))
         h_all, c_all = list(steps), list(steps)
         for t in reversed(steps) if d == 1 else steps:
-            i, f, g, o = (F.linear(call.input[t], w_ih, b_ih) + F.linear(h, w_hh, b_hh)).chunk(4, -1)
+            from_x = linear_and_norm(call.input[t], w_ih, b_ih, added, "ih")
+            i, f, g, o = (from_x + linear_and_norm(h, w_hh, b_hh, added, "hh")).chunk(4, -1)
             i, f = i + p_i * c, f + p_f * c
             i = s_g(bounded(i, cell.gate_clip))
             f = 1 - i if cell.coupled_gates else s_g(bounded(f, cell.gate_clip))
             c = bounded(f * c + i * s_c(bounded(g, cell.gate_clip)), cell.cell_clip)
-            h = s_g(bounded(o + p_o * c, cell.gate_clip)) * s_h(c)
+            h = s_g(bounded(o + p_o * c, cell.gate_clip)) * s_h(normalised(c, added, "c"))
             if call.projection:
                 h = F.linear(h, others[2 * call.bias])
             h_all[t], c_all[t] = h, c

@@ -22,6 +22,7 @@ from support_compare import at
 from support_ops import (
     ACTIVATIONS,
     CELLS,
+    NORMALISED,
     Case,
     LayerCall,
     make_call,
@@ -105,7 +106,8 @@ def test_standard_cell_against_the_formula(sizes: str, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_activation_against_the_formula(cell: str, dtype: torch.dtype) -> None:
     case = Case(8, 8, 16, 32, cell=cell, dtype=dtype, gain=0.3 if cell.endswith("gate") else 1.0)
-    check_rule(draws(case, 5), run_formula, case)
+    # How little a product varies before it is normalised, and so how far roundings count, is each draw's luck.
+    check_rule(draws(case, 15 if cell in NORMALISED else 5), run_formula, case)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

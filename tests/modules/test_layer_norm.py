@@ -305,9 +305,10 @@ def test_fused_is_the_reference(cell: Cell, options: dict) -> None:
         gradients = torch.autograd.grad(weighted_sum(results), [x, *module.parameters()])
         found.append([*results, *gradients])
         assert customlstm.explain(module, x).backend == backend
-    names = [str(k) for k in range(len(found[0]))]
     for other in found[1:]:
-        assert_all_near(other, found[0], names)
+        for k, (actual, expected) in enumerate(zip(other, found[0], strict=True)):
+            # A sequence begins with a state of zeros, whose product has no variance: gradients are in the hundreds.
+            assert_near(actual, expected, str(k), 1e-12 * max(1.0, expected.detach().abs().max().item()))
 
 
 @backends
