@@ -32,6 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "coupled gates": {"coupled_gates": True},
     "gate clip": {"gate_clip": 2.0},
     "cell clip": {"cell_clip": 1.0},
+    "layer norm": {"layer_norm": ("input", "recurrent", "cell")},
     "all of the cell": {"peephole": True, "coupled_gates": True, "gate_clip": 2.0, "cell_clip": 1.0},
 }
 MODULE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -119,7 +120,8 @@ def same_weights(setting: Setting, device: str, cell: str | None = None, **optio
     torch.manual_seed(3)
     shape = {"num_layers": setting.layers, "bidirectional": setting.bidirectional}
     module = customlstm.LSTM(setting.features, setting.hidden, **shape, **place(setting, device), **options)
-    module.load_state_dict(standard(setting, device).state_dict(), strict=not module.cell.unit_parameters)
+    has_own = bool(customlstm.cells.own_parameters(module.cell))
+    module.load_state_dict(standard(setting, device).state_dict(), strict=not has_own)
     return module
 
 
@@ -172,10 +174,15 @@ def cells(setting: Setting, mode: str, device: str) -> dict[str, Callable[[], Ru
     return found
 
 
+def cell_options(device: str) -> list[str]:
+    """The OPTIONS that have kernels there: on a GPU all but layer norm."""
+    return [name for name in OPTIONS if device == "cpu" or "layer_norm" not in OPTIONS[name]]
+
+
 def options(setting: Setting, mode: str, device: str) -> dict[str, Callable[[], Run]]:
     """Every option against the plain cell; in training masks are drawn anew at every call."""
     found = {OURS: whole(setting, mode, device, same_weights, backend="fused")}
-    for name in OPTIONS:
+    for name in cell_options(device):
         found[name] = whole(setting, mode, device, same_weights, backend="fused", cell=name)
     for name, arguments in MODULE_OPTIONS.items():
         found[name] = whole(setting, mode, device, same_weights, backend="fused", **arguments)
@@ -186,7 +193,7 @@ def option_references(setting: Setting, mode: str, device: str) -> dict[str, Cal
     """The same cells in plain PyTorch, for comparison of the results."""
     return {
         f"{name}, {REFERENCE}": whole(setting, mode, device, same_weights, backend="reference", cell=name)
-        for name in OPTIONS
+        for name in cell_options(device)
     }
 
 

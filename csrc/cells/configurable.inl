@@ -42,6 +42,16 @@ struct ConfigurableCell {
     saved[3] = o;
     apply(p.gate_clip, p.gate, o);
   }
+  // What forward_state saves, from the same pre-activations and the states before and after.
+  template <class V, class S>
+  static CUSTOMLSTM_INLINE void save(const CellParams<S>& p, const V (&a)[kGates], const V* w,
+                                     const V (&before)[kStates], const V (&state)[kStates], V (&saved)[kSaved]) {
+    for (int k = 0; k < kGates; ++k) saved[k] = a[k];
+    if (!p.peephole) return;
+    saved[0] = fma(w[0], before[0], a[0]);
+    if (!p.coupled_gates) saved[1] = fma(w[1], before[0], a[1]);
+    saved[3] = fma(output_weight(p, w), state[0], a[3]);
+  }
   template <class V, class S>
   static CUSTOMLSTM_INLINE void forward_output(const CellParams<S>& p, const V& o, const V& shown, V& h) {
     V s = shown;

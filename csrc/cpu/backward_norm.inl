@@ -30,7 +30,7 @@ struct NormalisedBackward {
       }
     }
     Means cell[R] = {}, gates[2][R] = {};
-    output_half<R, kChanged>(p, w, job, i, rows, grad_output, cell);
+    output_half<R, kChanged>(p, w, job, i, rows, products, grad_output, cell);
     state_half<R, kChanged>(p, w, job, i, rows, products, cell, gates);
     for (int place = 0; place < 2; ++place) {
       if (!g.norms[place]) continue;
@@ -92,7 +92,8 @@ struct NormalisedBackward {
   // From the gradient of h to those of the output gate and of what the state is shown as.
   template <int R, bool kChanged>
   static CUSTOMLSTM_INLINE void output_half(const BackwardParams& p, const Workspace& w, const Job& job, int64_t i,
-                                            const Place (&rows)[R], const S* grad_output, Means (&means)[R]) {
+                                            const Place (&rows)[R], const Norm<S> (&products)[2][R],
+                                            const S* grad_output, Means (&means)[R]) {
     const Geometry& g = p.g;
     const int64_t stride = norm_stride<S>(g);
     const NormParameters<S>& own = w.norms[job.direction];
@@ -103,14 +104,12 @@ struct NormalisedBackward {
     for (int64_t unit = 0; unit < g.hidden_size; unit += kLanes) {
       const int lanes = int(min64(kLanes, g.hidden_size - unit));
       const Vec<S> gain = Vec<S>::load(own.gain[kNormCell] + unit), bias = Vec<S>::load(own.cell_bias + unit);
-      Pack<S, R> saved[Cell::kSaved], normal, shown, dh, da, outer, inner;
+      Pack<S, R> saved[Cell::kSaved], c_prev[1], c[1], normal, shown, dh, da, outer, inner;
+      load_states(rows, unit, lanes, c_prev, c);
+      load_saved(p, w, job, rows, products, unit, lanes, c_prev, c, saved);
       for (int r = 0; r < R; ++r) {
-        for (int k = 0; k < Cell::kSaved; ++k) {
-          saved[k].row[r] = load_as<S>(rows[r].kept + k * g.hidden_size + unit, lanes);
-        }
-        const Vec<S> c = load_as<S>(rows[r].c + unit, lanes);
-        normal.row[r] = rows[r].norm.apply(c);
-        shown.row[r] = g.norms[kNormCell] ? fma(gain, normal.row[r], bias) : c;
+        normal.row[r] = rows[r].norm.apply(c[0].row[r]);
+        shown.row[r] = g.norms[kNormCell] ? fma(gain, normal.row[r], bias) : c[0].row[r];
         dh.row[r] = gradient_of_h<kChanged>(p, w, job, i + r, rows[r].at, unit, lanes, grad_output);
       }
       Cell::backward_output(params, saved, shown, dh, da, outer, inner);
@@ -126,6 +125,45 @@ struct NormalisedBackward {
       }
     }
     for (int r = 0; r < R; ++r) means[r] = sums[r].mean(g.hidden_size);
+  }
+
+  template <int R>
+  static CUSTOMLSTM_INLINE void load_states(const Place (&rows)[R], int64_t unit, int lanes, Pack<S, R> (&c_prev)[1],
+                                            Pack<S, R> (&c)[1]) {
+    for (int r = 0; r < R; ++r) {
+      const S* previous = rows[r].previous;
+      c_prev[0].row[r] = previous ? load_as<S>(previous + unit, lanes) : Vec<S>::broadcast(S(0));
+      c[0].row[r] = load_as<S>(rows[r].c + unit, lanes);
+    }
+  }
+
+  // What the cell saved in forward: kept, or found again by the same operations.
+  template <int R>
+  static CUSTOMLSTM_INLINE void load_saved(const BackwardParams& p, const Workspace& w, const Job& job,
+                                           const Place (&rows)[R], const Norm<S> (&products)[2][R], int64_t unit,
+                                           int lanes, const Pack<S, R> (&c_prev)[1], const Pack<S, R> (&c)[1],
+                                           Pack<S, R> (&saved)[Cell::kSaved]) {
+    const Geometry& g = p.g;
+    if (keeps_gates(g)) {
+      for (int k = 0; k < Cell::kSaved; ++k)
+        for (int r = 0; r < R; ++r) saved[k].row[r] = load_as<S>(rows[r].kept + k * g.hidden_size + unit, lanes);
+      return;
+    }
+    const NormParameters<S>& own = w.norms[job.direction];
+    Pack<S, R> a[kGates], parameters[Cell::kParameters + 1];
+    for (int k = 0; k < kGates; ++k) {
+      const int64_t at = k * norm_stride<S>(g) + unit;
+      const Vec<S> gain_x = Vec<S>::load(own.gain[kNormInput] + at), bias = Vec<S>::load(own.bias + at);
+      const Vec<S> gain_h = Vec<S>::load(own.gain[kNormRecurrent] + at);
+      for (int r = 0; r < R; ++r) {
+        const int64_t value = k * g.hidden_size + unit;
+        const Vec<S> x = products[0][r].apply(load_as<S>(rows[r].product[0] + value, lanes));
+        const Vec<S> h = products[1][r].apply(load_as<S>(rows[r].product[1] + value, lanes));
+        a[k].row[r] = fma(gain_h, h, fma(gain_x, x, bias));
+      }
+    }
+    load_unit_parameters<Cell>(g, w.unit_parameters[job.direction], w.c_stride, unit, parameters);
+    Cell::save(*static_cast<const CellParams<S>*>(p.cell_params), a, parameters, c_prev, c, saved);
   }
 
   template <bool kChanged>
@@ -161,13 +199,10 @@ struct NormalisedBackward {
       Pack<S, R> saved[Cell::kSaved], c_prev[1], c[1], dc[1], da[kGates];
       Pack<S, R> parameters[Cell::kParameters + 1], d_parameters[Cell::kParameters + 1];
       Vec<S> dc_before[R];   // what zoneout hands to the step before
+      load_states(rows, unit, lanes, c_prev, c);
+      load_saved(p, w, job, rows, products, unit, lanes, c_prev, c, saved);
       for (int r = 0; r < R; ++r) {
         const Place& row = rows[r];
-        for (int k = 0; k < Cell::kSaved; ++k) {
-          saved[k].row[r] = load_as<S>(row.kept + k * g.hidden_size + unit, lanes);
-        }
-        c[0].row[r] = load_as<S>(row.c + unit, lanes);
-        c_prev[0].row[r] = row.previous ? load_as<S>(row.previous + unit, lanes) : Vec<S>::broadcast(S(0));
         Vec<S> d = Vec<S>::load(w.row(w.dc, w.c_row_stride, g, job, i + r) + unit);
         if (p.grad_c_all) {
           d = d + load_as<S>(static_cast<const S*>(p.grad_c_all) + row.at * g.hidden_size + unit, lanes);

@@ -106,7 +106,9 @@ struct NormalisedForward {
         o.row[r].store(part_of(g, w, r, kOutputGate) + unit);
         if (!p.gates) continue;
         S* to = kept_row(p, job, t, i + r) + unit;
-        for (int k = 0; k < Cell::kSaved; ++k) store_as(saved[k].row[r], to + k * g.hidden_size, lanes);
+        for (int k = 0; k < Cell::kSaved && keeps_gates(g); ++k) {
+          store_as(saved[k].row[r], to + k * g.hidden_size, lanes);
+        }
         if (kChanged && is_on(g.zoneout_c)) {
           store_as(c[0].row[r], to + kept_values<Cell>(g) * g.hidden_size, lanes);
         }

@@ -87,8 +87,8 @@ struct ForwardParams {
   void* h_n;                  // [D, B, P]
   void* c_n;                  // [D, B, states of the cell, H]
   void* c_all;                // S [rows, D, states of the cell, H] or null
-  void* gates;                // S [rows, D, kSaved, products that are normalised, with zoneout of c the cell's own
-                              // states; H] or null
+  void* gates;                // S [rows, D, kSaved and with zoneout of c the cell's own states, H] or null; with layer
+                              // norm of products see kept_values() in layer_norm.inl
   void* hidden;               // S [rows, D * H] or null: h before the projection
   void* workspace;            // forward_workspace bytes, 64-byte aligned
 };

@@ -114,15 +114,18 @@ struct NormParameters {
   }
 };
 
+// Whether forward keeps what the cell saves. Of both products, which it keeps as they were, that is found again; memory
+// costs more than the arithmetic.
+CUSTOMLSTM_INLINE bool keeps_gates(const Geometry& g) { return !(g.norms[kNormInput] && g.norms[kNormRecurrent]); }
 // Values a unit that forward keeps for backward, without what zoneout adds: those of the cell, and each product that is
-// normalised, as it was.
+// normalised.
 template <class Cell>
 CUSTOMLSTM_INLINE int64_t kept_values(const Geometry& g) {
-  if constexpr (!kIsNormalised<Cell>) return Cell::kSaved;
-  return Cell::kSaved + Cell::kGates * (int64_t(g.norms[kNormInput]) + int64_t(g.norms[kNormRecurrent]));
+  const int64_t products = int64_t(g.norms[kNormInput]) + int64_t(g.norms[kNormRecurrent]);
+  return (keeps_gates(g) ? Cell::kSaved : 0) + Cell::kGates * products;
 }
 // Where in them a product stands.
 template <class Cell>
 CUSTOMLSTM_INLINE int64_t kept_product(const Geometry& g, int place) {
-  return Cell::kSaved + (place == kNormRecurrent && g.norms[kNormInput] ? Cell::kGates : 0);
+  return (keeps_gates(g) ? Cell::kSaved : 0) + (place == kNormRecurrent && g.norms[kNormInput] ? Cell::kGates : 0);
 }

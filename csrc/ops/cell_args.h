@@ -23,7 +23,7 @@ class CellArgs {
   int64_t states() const { return registered_ ? registered_->sizes.states : 1; }
   int64_t saved() const {
     if (registered_) return registered_->sizes.saved;
-    return 4 + 4 * (int64_t(norm(kNormInput)) + int64_t(norm(kNormRecurrent)));   // the products, too
+    return norm(kNormInput) || norm(kNormRecurrent) ? 8 : 4;   // either product as it was, with the other or the gates
   }
   // Whether there is layer norm at this place. Its gain and bias follow the per-unit parameters of each direction.
   bool norm(int place) const { return norms_[place]; }

@@ -177,8 +177,11 @@ class Cell:
 
     @property
     def saved(self) -> int:
-        """Values a unit and step that the kernels keep for backward: of a normalised product also its own."""
-        return 4 + 4 * len({"input", "recurrent"}.intersection(self.layer_norm))
+        """Values a unit and step that the kernels keep for backward.
+
+        The pre-activations, of a product that is normalised its own values, too; of two these are enough.
+        """
+        return 8 if {"input", "recurrent"}.intersection(self.layer_norm) else 4
 
     def bind(self, like: Tensor) -> tuple[Callable[[Tensor], Tensor], ...]:
         """(s_g, s_c, s_h), made ready for many calls on tensors of ``like``'s dtype and device."""

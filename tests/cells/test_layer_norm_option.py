@@ -95,7 +95,7 @@ def test_parameters():
         ("bias_ln_c", 1),
     ]  # fmt: skip
     assert cell.unit_parameters == ("peephole_i", "peephole_f", "peephole_o")
-    assert [Cell(layer_norm=places).saved for places in SUBSETS] == [8, 8, 4, 12, 8, 8, 12]
+    assert [Cell(layer_norm=places).saved for places in SUBSETS] == [8, 8, 4, 8, 8, 8, 8]
 
 
 def test_pointwise_takes_gain_and_bias_after_the_units_own():

@@ -191,6 +191,28 @@ def changed_layers(
         "on the meta device": peepholes.weights[-1].to("meta"),
     }.items():
         yield f"peephole weight {name}", peepholes.replace(weights=[*peepholes.weights[:-1], weight])
+    no_options = [0.0] * 4
+    for mask in (0.0, 8.0, 1.5, -1.0, nan, inf, 2.0**40):
+        yield f"layer_norm {mask}", padded.replace(cell_args=[*args, *no_options, mask])
+    yield "more after layer_norm", padded.replace(cell_args=[*args, *no_options, 1.0, 1.0])
+    yield "layer norms without weights", padded.replace(cell_args=[*args, *no_options, 7.0])
+    normalised = make_call(Case(cell="layer norm", bidirectional=True))
+    own = normalised.weights
+    yield "no layer norms with their weights", normalised.replace(cell_args=args)
+    yield "layer norm of one place less", normalised.replace(cell_args=[*normalised.cell_args[:-1], 3.0])
+    exchanged = [*own[:4], *own[8:10], *own[6:]]
+    yield "layer norm of the cell for that of gates", normalised.replace(weights=exchanged)
+    for index, name in enumerate(normalised.weight_names(bidirectional=False)[4:], 4):
+        for change, weight in {
+            "too short": own[index][:-1],
+            "of two dimensions": own[index].unsqueeze(0),
+            "of another dtype": own[index].float(),
+            "on the meta device": own[index].to("meta"),
+        }.items():
+            changed = [*own[:index], weight, *own[index + 1 :]]
+            yield f"{name} {change}", normalised.replace(weights=changed)
+            changed = [*own[: index + 10], weight, *own[index + 11 :]]
+            yield f"{name}_reverse {change}", normalised.replace(weights=changed)
     for value in (-1.0, 14.0, 13.0, 0.5, 1e300, -1e300, nan, inf, -inf, float(2**31), float(2**63)):
         yield f"kind {value}", padded.replace(cell_args=[value, *args[1:]])
     for value in (-1.0, 1.0, 0.5, 1e300, nan, inf, -inf, float(2**62), float(2**63)):

@@ -106,7 +106,7 @@ def test_standard_cell_against_the_formula(sizes: str, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_activation_against_the_formula(cell: str, dtype: torch.dtype) -> None:
     case = Case(8, 8, 16, 32, cell=cell, dtype=dtype, gain=0.3 if cell.endswith("gate") else 1.0)
-    # How little a product varies before it is normalised, and so how far roundings count, is each draw's luck.
+    # How little a product varies before it is normalised, and so what roundings count, is each draw's luck.
     check_rule(draws(case, 15 if cell in NORMALISED else 5), run_formula, case)
 
 

@@ -46,6 +46,10 @@ def test_texts_name_the_argument(report: str) -> None:
         "cell_args truncated to 0": "cell_args ends before gate_activation",
         "knots that do not increase": "strictly increasing",
         "save is 3": "save is 3",
+        "layer_norm 8.0": "layer_norm is 8, expected an integer from 1 to 7",
+        "layer norms without weights": "weights has 10 tensors, expected 22",
+        "weight_ln_hh too short": "weight_ln_hh has shape [31], expected [32]",
+        "bias_ln_c_reverse too short": "bias_ln_c_reverse has shape [7], expected [8]",
     }.items():
         (line,) = [line for line in report.splitlines() if line.startswith(f"{case} refused: ")] or [""]
         assert word in line, f"{case}: {line!r} does not say {word!r}"
