@@ -45,7 +45,7 @@ def lstm(
         hx: (h_0 [K, B, P], c_0 [K, B, S*H]), unbatched (h_0 [K, P], c_0 [K, S*H]), or None for zeros.
         weights: of every layer, and in it of every direction, one after the other: w_ih [G*H, L], w_hh
             [G*H, P], with ``bias`` b_ih [G*H] and b_hh [G*H], with a projection (P != H) w_hr [P, H], then
-            the cell's ``unit_parameters`` [H].
+            the cell's ``unit_parameters`` [H] and the gains and biases of its layer norms.
         lengths: integers [B] (unbatched: one number), 0 to T, or None.
         resets: bool [T, B], [B, T] with ``batch_first``, unbatched [T], or None.
         cell, cell_args: what ``Cell.encode()`` gives.

@@ -24,7 +24,7 @@ class LSTM(Masked, Recurrent):
             dtype: as in ``torch.nn.LSTM``.
         cell: a :class:`customlstm.Cell`, a function of one's own (:func:`customlstm.cell`), or None for the
             cell of ``torch.nn.LSTM``. Its ``unit_parameters`` become parameters of every layer and direction,
-            ``peephole_i_l0`` [hidden_size] and so on.
+            ``peephole_i_l0`` [hidden_size] and so on, as do the gains and biases of its layer norms.
         recurrent_dropout: rate of dropout on h_{t-1} before the recurrent weights, in training mode (Gal and
             Ghahramani 2016): one mask for every sequence, layer and direction, the same at all steps, what is
             left scaled by 1 / (1 - rate). Outputs and h_n are not masked.

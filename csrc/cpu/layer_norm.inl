@@ -88,29 +88,33 @@ struct NormParameters {
 
   template <class T>
   void fill(const Geometry& g, const DirectionWeights& from) const {
-    const int64_t stride = norm_stride<S>(g), values = g.gates * stride;
-    for (int64_t k = 0; k < values; ++k) bias[k] = S(0);
-    for (int64_t k = 0; k < stride; ++k) cell_bias[k] = S(0);
+    set(g, g.gates, S(0), bias);
+    set(g, 1, S(0), cell_bias);
     add<T>(g, from.b_ih, g.gates, bias);
     add<T>(g, from.b_hh, g.gates, bias);
     for (int place = 0; place < kNormPlaces; ++place) {
       const int64_t parts = place == kNormCell ? 1 : g.gates;
-      S* to = gain[place];
-      for (int64_t k = 0; k < parts * stride; ++k) to[k] = g.norms[place] || k % stride >= g.hidden_size ? S(0) : S(1);
-      add<T>(g, from.norms[place].gain, parts, to);
+      set(g, parts, g.norms[place] ? S(0) : S(1), gain[place]);
+      add<T>(g, from.norms[place].gain, parts, gain[place]);
       add<T>(g, from.norms[place].bias, parts, place == kNormCell ? cell_bias : bias);
     }
   }
 
  private:
+  static void set(const Geometry& g, int64_t parts, S value, S* to) {
+    const int64_t stride = norm_stride<S>(g);
+    for (int64_t part = 0; part < parts; ++part, to += stride) {
+      for (int64_t unit = 0; unit < g.hidden_size; ++unit) to[unit] = value;
+      for (int64_t unit = g.hidden_size; unit < stride; ++unit) to[unit] = S(0);
+    }
+  }
   // to += from, [parts, H] of the storage type, or nothing.
   template <class T>
   static void add(const Geometry& g, const void* from, int64_t parts, S* to) {
     if (!from) return;
-    const int64_t stride = norm_stride<S>(g);
-    for (int64_t part = 0; part < parts; ++part)
-      for (int64_t unit = 0; unit < g.hidden_size; ++unit)
-        to[part * stride + unit] += S(to_float(static_cast<const T*>(from)[part * g.hidden_size + unit]));
+    const T* values = static_cast<const T*>(from);
+    for (int64_t part = 0; part < parts; ++part, to += norm_stride<S>(g), values += g.hidden_size)
+      for (int64_t unit = 0; unit < g.hidden_size; ++unit) to[unit] += S(to_float(values[unit]));
   }
 };
 

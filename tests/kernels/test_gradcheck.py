@@ -95,6 +95,7 @@ def drawn_cell(draw: random.Random) -> customlstm.Cell:
         coupled_gates=draw.random() < 0.4,
         gate_clip=draw.choice([None, 1.5, 2.5]),
         cell_clip=draw.choice([None, 0.9, 1.7]),
+        layer_norm=[place for place in ("input", "recurrent", "cell") if draw.random() < 0.3],
     )
 
 

@@ -124,13 +124,12 @@ def test_threads_change_no_bit(case: Case, cell: str, any_threads: None) -> None
 
 
 def test_threads_share_units_somewhere_above() -> None:
-    shared = [
-        thread_plan.plan(
-            steps=case.steps, batch=case.batch, input_size=case.features, hidden_size=case.hidden,
-            proj_size=case.projection, directions=2 if case.bidirectional else 1, threads=2, backward=backward,
-        ).share_units
-        for case in THREADED for backward in (False, True)
-    ]  # fmt: skip
+    shared = []
+    for case, backward in itertools.product(THREADED, (False, True)):
+        sizes = {"steps": case.steps, "batch": case.batch, "input_size": case.features}
+        sizes |= {"hidden_size": case.hidden, "proj_size": case.projection}
+        sizes["directions"] = 2 if case.bidirectional else 1
+        shared.append(thread_plan.plan(**sizes, threads=2, backward=backward).share_units)
     assert any(shared[0::2]) and any(shared[1::2]) and not all(shared[0::2]) and shared[-2]
 
 

@@ -250,8 +250,8 @@ def test_a_cell_with_other_norms_cannot_be_assigned(module: type) -> None:
         plain.cell = Cell(layer_norm="cell")
     assert str(caught.value) == (
         "cell has the parameters ['weight_ln_c', 'bias_ln_c'], this module was made for []; "
-        "customlstm.convert.to_customlstm(module, cell=Cell(layer_norm=('cell',))) makes a new one, where new "
-        "parameters begin at 0, and gains of layer norm at 1"
+        "customlstm.convert.to_customlstm(module, cell=Cell(layer_norm=('cell',))) makes a new one, "
+        "where new parameters begin at 0, and gains of layer norm at 1"
     )
     with pytest.raises(ValueError, match=r"made for \['weight_ln_c', 'bias_ln_c'\]"):
         normalised.cell = Cell(layer_norm=PLACES)
@@ -307,7 +307,7 @@ def test_fused_is_the_reference(cell: Cell, options: dict) -> None:
         assert customlstm.explain(module, x).backend == backend
     for other in found[1:]:
         for k, (actual, expected) in enumerate(zip(other, found[0], strict=True)):
-            # A sequence begins with a state of zeros, whose product has no variance: gradients are in the hundreds.
+            # From a state of zeros the product has no variance: gradients come to hundreds.
             assert_near(actual, expected, str(k), 1e-12 * max(1.0, expected.detach().abs().max().item()))
 
 
