@@ -251,7 +251,7 @@ def test_a_cell_with_other_norms_cannot_be_assigned(module: type) -> None:
     assert str(caught.value) == (
         "cell has the parameters ['weight_ln_c', 'bias_ln_c'], this module was made for []; "
         "customlstm.convert.to_customlstm(module, cell=Cell(layer_norm=('cell',))) makes a new one, "
-        "where new parameters begin at 0, and gains of layer norm at 1"
+        "where new parameters begin at 0 or where the cell says, and gains of layer norm at 1"
     )
     with pytest.raises(ValueError, match=r"made for \['weight_ln_c', 'bias_ln_c'\]"):
         normalised.cell = Cell(layer_norm=PLACES)
