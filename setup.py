@@ -34,7 +34,7 @@ CXX_SOURCES = sorted(glob.glob("csrc/ops/*.cpp") + glob.glob("csrc/cpu/*.cpp") +
 CUDA_SOURCES = sorted(glob.glob("csrc/cuda/*.cu"))
 # What a cell compiled on the user's machine includes: headers, and the kernels of each instruction set.
 CELL_SOURCES = (
-    "types.h", "cells/*.h", "cells/*.inl", "cpu/*.h", "cpu/*.inl", "cpu/*.cpp", "cuda/**/*.h",
+    "types.h", "cells/*.h", "cells/*.inl", "cpu/**/*.h", "cpu/*.inl", "cpu/*.cpp", "cuda/**/*.h",
     "cuda/**/*.cuh",
 )  # fmt: skip
 WHY_NOT_BUILT = "pure Python, as asked for with CUSTOMLSTM_NO_EXTENSION"

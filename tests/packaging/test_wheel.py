@@ -136,6 +136,21 @@ def test_installed_wheel_runs_and_brings_no_second_openmp(installed: Path, tmp_p
     assert done.stdout.split() == [str(installed / "customlstm/_C.abi3.so"), "1"]
 
 
+WRITTEN = """
+import customlstm, torch
+from customlstm import cells, jit
+lstm = customlstm.LSTM(5, 7, cell=cells.janet, backend="fused")
+output, _ = lstm(torch.randn(6, 3, 5))
+output.sum().backward()
+print(jit.headers.headers())
+"""
+
+
+def test_the_installed_wheel_compiles_cells_that_users_write(installed: Path, tmp_path: Path, run) -> None:
+    done = run("python", "-c", WRITTEN, cwd=tmp_path, PYTHONPATH=str(installed))
+    assert done.stdout.strip() == str(installed / "customlstm" / "include")
+
+
 def test_report_of_the_installed_wheel(installed: Path, tmp_path: Path, run) -> None:
     text = run("python", "-m", "customlstm", cwd=tmp_path, PYTHONPATH=str(installed)).stdout
     assert "Compiled library: loaded" in text
