@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,14 @@ def test_reads_the_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 # --- Ctrl-C, and a loss that is no number ---
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C interrupts, also where the suite was started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Ctrl-C when the reviews are tested under `name` for the first time."""
     original = imdb.verdicts
@@ -124,6 +133,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(imdb, "verdicts", verdicts)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_interrupt_reports_the_models_that_are_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +153,7 @@ def test_interrupt_reports_the_models_that_are_complete(
     assert "mean of 1 trained model" in (tmp_path / "table.md").read_text()
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("name", ["validation", "testing exact, as trained"])
 def test_interrupt_before_there_is_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
