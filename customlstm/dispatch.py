@@ -185,9 +185,14 @@ def _why_not_in_graph(input: Tensor, cell: str, cell_args: Sequence[float]) -> s
     reason = _why_not_compiled_in_graph(input.device, input.dtype, cell)
     if reason is None and input.device.type == "cuda":
         reason = _why_not_normalised(input.device, cell, cell_args)
-    if reason is None and cell != cells.NAME and torch.is_autocast_enabled(input.device.type):
-        reason = _why_not_compiled_in_graph(input.device, torch.get_autocast_dtype(input.device.type), cell)
-    return reason
+    return reason or _why_not_under_autocast(input.device, cell)
+
+
+def _why_not_under_autocast(device: torch.device, cell: str) -> str | None:
+    """The same for the dtype that autocast computes in: a user's cell has a kernel for each dtype."""
+    if cell == cells.NAME or not torch.is_autocast_enabled(device.type):
+        return None
+    return _why_not_compiled_in_graph(device, torch.get_autocast_dtype(device.type), cell)
 
 
 @torch.compiler.assume_constant_result
@@ -242,8 +247,7 @@ def choose(backend: str, cell: str, cell_args: Sequence[float], tensors: Sequenc
         return _REFERENCE_OPERATORS if backend == "reference" else _FUSED_OPERATORS
     if backend != "reference":
         reason = why_not_fused(input.device, input.dtype, cell, tensors, cell_args)
-        if reason is None and cell != cells.NAME and torch.is_autocast_enabled(input.device.type):
-            reason = why_not_fused(input.device, torch.get_autocast_dtype(input.device.type), cell)
+        reason = reason or _why_not_under_autocast(input.device, cell)
         if reason is None and not torch.jit.is_tracing():
             return _FUSED
         if backend == "fused" and not any(map(_has_no_data, tensors)):
@@ -291,8 +295,7 @@ def for_scripting(
     normalised = _why_not_normalised(device, cell, cell_args) is not None
     if backend != "reference" and (backend == "fused" or cell != cells.NAME or normalised):
         reason = why_not_fused(device, dtype, cell, cell_args=cell_args)
-        if reason is None and cell != cells.NAME and torch.is_autocast_enabled(device.type):
-            reason = why_not_fused(device, torch.get_autocast_dtype(device.type), cell)
+        reason = reason or _why_not_under_autocast(device, cell)
         if backend == "fused":
             _refuse(reason)
         if reason is not None:

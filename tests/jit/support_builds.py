@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import customlstm
 from customlstm import _binary
 from customlstm.jit import cache, folders, toolchain
@@ -22,6 +24,10 @@ from customlstm.jit.entries import MANIFEST, Entry, Recipe
 PACKAGE = Path(customlstm.__file__).parent
 RECIPE = Recipe("text", "some cell", "some_cell.txt", {"sources": "1"})
 CONTENT = "written by a builder"
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler"
+)
 
 
 class Writer:

@@ -18,8 +18,8 @@ from support_builds import (
     compiled,
     contents,
     includes,
+    needs_compiler,
     number,
-    set_up,
     sources,
     wait_for,
 )
@@ -27,24 +27,10 @@ from support_builds import (
 from customlstm.jit import build, compiling, headers, toolchain
 from customlstm.jit.build import BuildError, Built, NoCompilerError, build_library
 
-pytestmark = pytest.mark.skipif(
-    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler"
-)
+pytestmark = [needs_compiler, pytest.mark.usefixtures("root")]
 
 PROJECT = Path(__file__).resolve().parents[2]
 CLEAN = ["number", "number.lock"]
-
-
-@pytest.fixture(autouse=True)
-def root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The cache folder, not yet made."""
-    return set_up(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder of headers."""
-    return includes(tmp_path / "includes")
 
 
 def test_sources_become_a_library(folder: Path, root: Path) -> None:

@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from support_builds import CompilerScript, contents, includes, number, set_up, sources, wait_for
+from support_builds import (
+    CompilerScript,
+    contents,
+    needs_compiler,
+    number,
+    sources,
+    wait_for,
+)
 
 from customlstm.jit import compiling, folders
 from customlstm.jit.build import BuildError, CacheWarning, build_library
 
-pytestmark = pytest.mark.skipif(
-    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler"
-)
+pytestmark = [needs_compiler, pytest.mark.usefixtures("root")]
 
-PROJECT = Path(__file__).resolve().parents[2]
-CLEAN = ["number", "number.lock"]
-
-
-@pytest.fixture(autouse=True)
-def root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The cache folder, not yet made."""
-    return set_up(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder of headers."""
-    return includes(tmp_path / "includes")
 
 
 def test_a_compile_error(folder: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

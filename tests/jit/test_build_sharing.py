@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import threading
 from pathlib import Path
@@ -15,9 +14,8 @@ from support_builds import (
     compiled,
     contents,
     finish,
-    includes,
+    needs_compiler,
     number,
-    set_up,
     sources,
     start,
     wait_for,
@@ -26,24 +24,9 @@ from support_builds import (
 from customlstm.jit import headers
 from customlstm.jit.build import Built, build_library
 
-pytestmark = pytest.mark.skipif(
-    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler"
-)
+pytestmark = [needs_compiler, pytest.mark.usefixtures("root")]
 
-PROJECT = Path(__file__).resolve().parents[2]
 CLEAN = ["number", "number.lock"]
-
-
-@pytest.fixture(autouse=True)
-def root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The cache folder, not yet made."""
-    return set_up(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder of headers."""
-    return includes(tmp_path / "includes")
 
 
 def test_ten_processes_at_once_compile_once(folder: Path, tmp_path: Path, root: Path) -> None:

@@ -9,25 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support_builds import CONTENT, RECIPE, Writer, contents, finish, set_up, start
+from support_builds import CONTENT, RECIPE, Writer, contents, finish, start
 
 from customlstm.jit import cache, folders
 from customlstm.jit.build_error import BuildError, CacheWarning
 from customlstm.jit.entries import Entry, Recipe
 
-CLEAN = ["some_cell", "some_cell.lock"]
+pytestmark = pytest.mark.usefixtures("root")
+
 ROOT = os.geteuid() == 0
-
-
-@pytest.fixture(autouse=True)
-def root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The cache folder, not yet made."""
-    return set_up(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def entry() -> Entry:
-    return cache.obtain(RECIPE, Writer())
 
 
 def read_only(monkeypatch: pytest.MonkeyPatch, folder: Path, number: int = errno.EROFS) -> None:

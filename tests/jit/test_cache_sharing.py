@@ -12,25 +12,15 @@ import time
 from pathlib import Path
 
 import pytest
-from support_builds import CONTENT, RECIPE, Writer, contents, finish, set_up, start
+from support_builds import CONTENT, RECIPE, Writer, contents, finish, start
 
 from customlstm.jit import cache, locks
 from customlstm.jit.build_error import CacheWarning
 from customlstm.jit.entries import Entry, Recipe
 
+pytestmark = pytest.mark.usefixtures("root")
+
 CLEAN = ["some_cell", "some_cell.lock"]
-ROOT = os.geteuid() == 0
-
-
-@pytest.fixture(autouse=True)
-def root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The cache folder, not yet made."""
-    return set_up(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def entry() -> Entry:
-    return cache.obtain(RECIPE, Writer())
 
 
 @pytest.mark.parametrize("locking", [True, False])

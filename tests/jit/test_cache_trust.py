@@ -7,25 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support_builds import CONTENT, RECIPE, Writer, contents, edit_manifest, set_up
+from support_builds import CONTENT, RECIPE, Writer, contents, edit_manifest
 
 from customlstm.jit import cache, trust
 from customlstm.jit.build_error import CacheWarning, UnsafeFolderError
 from customlstm.jit.entries import MANIFEST, Entry
 
+pytestmark = pytest.mark.usefixtures("root")
+
 CLEAN = ["some_cell", "some_cell.lock"]
 ROOT = os.geteuid() == 0
-
-
-@pytest.fixture(autouse=True)
-def root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The cache folder, not yet made."""
-    return set_up(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def entry() -> Entry:
-    return cache.obtain(RECIPE, Writer())
 
 
 def _exchange(path: Path, make: Callable[[Path, Path], object]) -> None:
