@@ -28,7 +28,7 @@ demo: $(LIBRARY)  ## train a character model on real text with an LSTM that nn.L
 	$(PY) examples/char_lm.py --demo
 
 test: $(LIBRARY)  ## run the tests
-	$(PY) -m pytest tests -q $(ARGS)
+	$(PY) -m pytest tests -q -n auto --dist loadscope $(ARGS)
 
 install: $(LIBRARY)  ## set up the environment and build the kernels in place
 	$(PY) -m customlstm

@@ -2,9 +2,13 @@
 
 import os
 import tempfile
+from typing import Any
 
 import pytest
 import torch
+
+#: Folders whose tests share what a fixture of the session compiles.
+_SHARE_LIBRARIES = ("cuda",)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -19,6 +23,23 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = tempfile.TemporaryDirectory(prefix="customlstm-tests-")
         os.environ["CUSTOMLSTM_CACHE_DIR"] = folder.name
         config.add_cleanup(folder.cleanup)
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where several processes share the tests, one file is for one of them, and so is what shares libraries.
+
+    Fixtures of a module or a session that compile something would otherwise do so in every process.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            shared = (folder for folder in _SHARE_LIBRARIES if file.startswith(f"tests/{folder}/"))
+            return next(shared, file)
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)

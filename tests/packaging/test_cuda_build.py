@@ -13,6 +13,8 @@ from torch.utils import cpp_extension
 from customlstm import _binary, gpu
 
 ROOT = Path(__file__).resolve().parents[2]
+# Python's own, which setuptools takes for its copy where another test of the process has had it imported.
+pytestmark = pytest.mark.filterwarnings("ignore:The distutils:DeprecationWarning")
 COMMAND = "cd /there && python setup.py build_ext --inplace"
 
 

@@ -55,7 +55,7 @@ def project(tmp_path: Path, run) -> Project:
     return Project(tmp_path, run)
 
 
-BUILD, TEST = "setup.py build_ext --inplace", "-m pytest tests -q"
+BUILD, TEST = "setup.py build_ext --inplace", "-m pytest tests -q -n auto --dist loadscope"
 TOOLS = ["-m pip install setuptools>=77 torch", "-m pip install --no-build-isolation --editable .[dev]"]
 
 
