@@ -1,7 +1,11 @@
 // Number formats and cell kinds, known to the torch side, the CPU kernels and the CUDA kernels alike. Plain data.
 #pragma once
 
+#if defined(__CUDACC_RTC__)
+#include "cuda/device/nvrtc.h"
+#else
 #include <cstdint>
+#endif
 
 namespace customlstm {
 

@@ -121,7 +121,7 @@ def _cuda(status: _binary.Status) -> Iterator[Line]:
 
 
 def _written(status: _binary.Status) -> Iterator[Line]:
-    from .jit import build, cache, folders, toolchain
+    from .jit import build, cache, folders, nvrtc, toolchain
 
     if not status.loaded:
         yield "kernels", "none: the compiled library is not loaded"
@@ -131,6 +131,10 @@ def _written(status: _binary.Status) -> Iterator[Line]:
         yield "compiler", f"{' '.join(compiler.command)}: {compiler.version.partition(chr(10))[0]}"
     except build.BuildError as error:
         yield "compiler", f"none: {str(error).partition(chr(10))[0]}"
+    try:
+        yield "for GPUs", str(nvrtc.find_nvrtc())
+    except build.BuildError as error:
+        yield "for GPUs", f"none: {error}"
     folder = folders.cache_folder()
     yield "kept in", str(folder) if folder else "a temporary folder for each process: there is no home folder"
     if cache.building_disabled():

@@ -89,24 +89,17 @@ def effective_backend(backend: str) -> str:
 
 
 def why_not_fused(
-    device: torch.device,
-    dtype: torch.dtype,
-    cell: str = "lstm",
-    tensors: Sequence[Tensor] = (),
-    cell_args: Sequence[float] = (),
+    device: torch.device, dtype: torch.dtype, cell: str = "lstm", tensors: Sequence[Tensor] = ()
 ) -> str | None:
     """Why no fused kernel can run on ``tensors`` of this device and dtype; None if one can.
 
     Args:
         device: of the input.
-        dtype: of the input.
+        dtype: that the operator computes in, see :func:`customlstm.ops.computed_dtype`.
         cell: the registered name of the cell.
         tensors: the tensors of the call; empty for a question about the device and dtype only.
-        cell_args: of the cell; empty for a question about one without options.
     """
     reason = _why_not_compiled(device, dtype, cell)
-    if reason is None:
-        reason = _why_not_normalised(device, cell, cell_args)
     if reason is None and tensors:
         reason = _why_not_these(tensors)
     return reason
@@ -141,17 +134,6 @@ def _find_why_not_compiled(device: torch.device, dtype: torch.dtype, cell: str) 
     return None if cell == cells.NAME else _why_not_written(device, dtype, cell)
 
 
-def _why_not_normalised(device: torch.device, cell: str, cell_args: Sequence[float]) -> str | None:
-    if device.type != "cuda" or not _is_normalised(cell, cell_args):
-        return None
-    return "layer norm has no CUDA kernel yet"
-
-
-@torch.compiler.assume_constant_result
-def _is_normalised(cell: str, cell_args: Sequence[float]) -> bool:
-    return cell == cells.NAME and bool(cell_args) and bool(cells.Cell.decode(cell, cell_args).layer_norm)
-
-
 def _why_not_written(device: torch.device, dtype: torch.dtype, name: str) -> str | None:
     """Why a cell that a user wrote has no kernel; builds it."""
     try:
@@ -162,10 +144,8 @@ def _why_not_written(device: torch.device, dtype: torch.dtype, name: str) -> str
 
     if cell.why_not_fused is not None:
         return f"the cell {cell} cannot be fused: {cell.why_not_fused}"
-    if device.type != "cpu":
-        return f"cells that users write have no kernel for device '{device.type}' yet"
     try:
-        register(cell, dtype)
+        register(cell, dtype, device)
     except BuildError as error:
         return f"the kernel of the cell {cell} cannot be built: {error}"
     return None
@@ -181,22 +161,8 @@ def _why_not_on_gpu(device: torch.device) -> str | None:
     return gpu.why_not_device(torch.cuda.current_device() if device.index is None else device.index)
 
 
-def _why_not_in_graph(input: Tensor, cell: str, cell_args: Sequence[float]) -> str | None:
-    reason = _why_not_compiled_in_graph(input.device, input.dtype, cell)
-    if reason is None and input.device.type == "cuda":
-        reason = _why_not_normalised(input.device, cell, cell_args)
-    return reason or _why_not_under_autocast(input.device, cell)
-
-
-def _why_not_under_autocast(device: torch.device, cell: str) -> str | None:
-    """The same for the dtype that autocast computes in: a user's cell has a kernel for each dtype."""
-    if cell == cells.NAME or not torch.is_autocast_enabled(device.type):
-        return None
-    return _why_not_compiled_in_graph(device, torch.get_autocast_dtype(device.type), cell)
-
-
 @torch.compiler.assume_constant_result
-def _why_not_compiled_in_graph(device: torch.device, dtype: torch.dtype, cell: str) -> str | None:
+def _why_not_in_graph(device: torch.device, dtype: torch.dtype, cell: str) -> str | None:
     return _why_not_compiled(device, dtype, cell)
 
 
@@ -222,32 +188,35 @@ def _is_transformed() -> bool:
     return _C._functorch.peek_interpreter_stack() is not None
 
 
-def choose(backend: str, cell: str, cell_args: Sequence[float], tensors: Sequence[Tensor]) -> Kernels:
+def choose(backend: str, cell: str, tensors: Sequence[Tensor], c_0: Tensor | None = None) -> Kernels:
     """The kernels to call in eager mode and while tracing; ``tensors[0]`` is the input.
+
+    Args:
+        c_0: the cell state of a single step, whose dtype counts under autocast; None for a layer.
 
     Raises:
         RuntimeError: ``backend`` is "fused" and no fused kernel can run; the text gives the reason.
     """
     backend = effective_backend(backend)
-    input = tensors[0]
+    device = tensors[0].device
+    dtype = ops.computed_dtype(device, tensors[0].dtype, None if c_0 is None else c_0.dtype)
     if torch.compiler.is_compiling():
         # A graph never unrolls time: the dispatcher picks the operator's kernel when the graph runs. Only
         # under a torch.func transform, for which operators have no rules, is it the reference that is traced.
         transformed = _is_transformed()
         if backend == "fused":
-            _refuse(_TRANSFORMED if transformed else _why_not_in_graph(input, cell, cell_args))
+            _refuse(_TRANSFORMED if transformed else _why_not_in_graph(device, dtype, cell))
         if transformed:
             return _REFERENCE
-        if backend == "auto" and (cell != cells.NAME or _is_normalised(cell, cell_args)):
+        if backend == "auto" and cell != cells.NAME:
             # Built now: when the graph runs, no Python does.
-            reason = _why_not_in_graph(input, cell, cell_args)
+            reason = _why_not_in_graph(device, dtype, cell)
             if reason is not None:
                 _warn_in_graph(reason)
                 return _REFERENCE_OPERATORS
         return _REFERENCE_OPERATORS if backend == "reference" else _FUSED_OPERATORS
     if backend != "reference":
-        reason = why_not_fused(input.device, input.dtype, cell, tensors, cell_args)
-        reason = reason or _why_not_under_autocast(input.device, cell)
+        reason = why_not_fused(device, dtype, cell, tensors)
         if reason is None and not torch.jit.is_tracing():
             return _FUSED
         if backend == "fused" and not any(map(_has_no_data, tensors)):
@@ -283,19 +252,17 @@ def _refuse(reason: str | None) -> None:
         )
 
 
-def for_scripting(
-    backend: str, device: torch.device, dtype: torch.dtype, cell: str, cell_args: Sequence[float]
-) -> str:
+def for_scripting(backend: str, device: torch.device, dtype: torch.dtype, cell: str) -> str:
     """The backend that a module scripted here and now keeps.
 
     Raises:
         RuntimeError: it is "fused" and no fused kernel fits; scripted code could not say so.
     """
     backend = effective_backend(backend)
-    normalised = _why_not_normalised(device, cell, cell_args) is not None
-    if backend != "reference" and (backend == "fused" or cell != cells.NAME or normalised):
-        reason = why_not_fused(device, dtype, cell, cell_args=cell_args)
-        reason = reason or _why_not_under_autocast(device, cell)
+    if backend != "reference" and (backend == "fused" or cell != cells.NAME):
+        # Both: what is scripted under autocast may run without it, and builds nothing then.
+        reason = why_not_fused(device, dtype, cell)
+        reason = reason or why_not_fused(device, ops.computed_dtype(device, dtype), cell)
         if backend == "fused":
             _refuse(reason)
         if reason is not None:

@@ -79,17 +79,16 @@ def explain(
     h, c = (None, None) if hx is None else hx
     tensors = [data, *weights] if hx is None else [data, h, c, *weights]
     wanted = dispatch.effective_backend(module.backend)
+    dtype = _computed_dtype(module, data, c)
     reason = "backend='reference' was asked for"
     if wanted != "reference":
-        name, cell_args = module.cell.encode()
-        reason = dispatch.why_not_fused(data.device, data.dtype, name, tensors, cell_args)
+        reason = dispatch.why_not_fused(data.device, dtype, module._cell_name, tensors)
     fused = reason is None
     kept = _what_is_kept(module, data, h, c, weights, layers)
     refused = wanted == "fused" and not fused and not dispatch.is_traced(tensors)
     plans: list[str] = []
     batch_sizes = input.batch_sizes if isinstance(input, PackedSequence) else None
     if fused and data.device.type == "cuda":
-        dtype = _computed_dtype(module, data, c)
         for save in kept:
             found = _plans(module, data, dtype, batch_sizes, lengths, save)
             plans.append("\n".join(f"{name}, {plan}" for name, plan in found.items()))
@@ -136,14 +135,10 @@ def _fused_kernel(device: torch.device) -> str:
 
 
 def _computed_dtype(module: Any, data: Tensor, c: Tensor | None) -> torch.dtype:
-    """The dtype that the operator computes in: that of the input, or what autocast makes of it."""
-    kind = data.device.type
-    if kind not in ops.AUTOCAST_DEVICES or not torch.is_autocast_enabled(kind) or data.dtype == torch.float64:
-        return data.dtype
-    is_step = isinstance(module, (LSTMCell, compat.LSTMCell))
-    if is_step and (data if c is None else c).dtype == torch.float32:
-        return torch.float32  # a float32 cell state stays so, and with it the step
-    return torch.get_autocast_dtype(kind)
+    state_dtype = None
+    if isinstance(module, (LSTMCell, compat.LSTMCell)):
+        state_dtype = (data if c is None else c).dtype
+    return ops.computed_dtype(data.device, data.dtype, state_dtype)
 
 
 def _forced_variant() -> str | None:
@@ -185,11 +180,13 @@ def _plans(
             launch_plan.DeviceLimits.from_device(index),
             steps=steps,
             batch=batch,
+            gates=module.cell.gates,
             **_layer_sizes(module),
             math=math,
             backward=backward,
             ragged=ragged,
             variant=_forced_variant(),
+            layer_norm=bool(getattr(module.cell, "layer_norm", ())),
         )
         for backward in ((False, True) if save == 2 else (False,))
     }

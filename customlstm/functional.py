@@ -251,7 +251,7 @@ def lstm_cell(
                 x, h_0, c_0, weights, cell, cell_args, bias, projection, save
             )
     else:
-        step = dispatch.choose(backend, cell, cell_args, [x, h_0, c_0, *weights]).step
+        step = dispatch.choose(backend, cell, [x, h_0, c_0, *weights], c_0).step
         h_1, c_1 = step(x, h_0, c_0, weights, cell, cell_args, bias, projection, save)[:2]
     if not batched:
         return h_1.squeeze(0), c_1.squeeze(0)
@@ -309,7 +309,7 @@ def _layers(
     state, hidden = directions * weights[1].size(1), directions * (weights[1].size(0) // gates)
     if not torch.jit.is_scripting():
         tensors = [x, *weights] if h_0 is None else [x, h_0, c_0, *weights]
-        run = dispatch.choose(backend, cell, cell_args, tensors).layer
+        run = dispatch.choose(backend, cell, tensors).layer
     h_list: list[Tensor] = []
     c_list: list[Tensor] = []
     c_all = x

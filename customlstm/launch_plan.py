@@ -133,10 +133,12 @@ def plan(
     hidden_size: int,
     proj_size: int = 0,
     directions: int = 1,
+    gates: int = 4,
     math: str = "float32",
     backward: bool = False,
     ragged: bool = False,
     variant: str | None = None,
+    layer_norm: bool = False,
 ) -> LaunchPlan:
     """The plan of one layer on a device with these limits.
 
@@ -144,11 +146,13 @@ def plan(
         limits: the device: :meth:`DeviceLimits.from_device`, or one of the presets of this module.
         steps, batch, hidden_size, proj_size: T, B, H and P as in :class:`torch.nn.LSTM`.
         directions: 1 or 2.
+        gates: of the cell, 1 to 8.
         math: how products are computed: "float32" (without tensor cores), "tf32", "bfloat16", "float16" or
             "float64".
         backward: the recurrence of the backward pass.
         ragged: whether the sequences have lengths of their own.
         variant: plan this one, though another may be faster.
+        layer_norm: whether the cell has layer norm, in any place.
 
     Raises:
         ValueError: an argument is out of range.
@@ -163,6 +167,8 @@ def plan(
             raise ValueError(f"{name} must be at least {int(name == 'hidden_size')}, got {size}")
     if directions not in (1, 2):
         raise ValueError(f"directions must be 1 or 2, got {directions}")
+    if gates not in range(1, 9):
+        raise ValueError(f"gates must be 1 to 8, got {gates}")
     status = _binary.status()
     if not status.loaded:
         raise RuntimeError(f"the launch plan is computed by the compiled library: {status.reason}")
@@ -170,7 +176,7 @@ def plan(
     state_size = proj_size or hidden_size
     request = [steps, batch, hidden_size, state_size, directions, proj_size > 0, backward, ragged]
     forced = -1 if variant is None else VARIANTS.index(variant)
-    numbers = [int(value) for value in (*request, MATH.index(math))]
+    numbers = [int(value) for value in (*request, MATH.index(math), gates, layer_norm)]
     tiling, why_not, predicted_us = _op()(numbers, [int(value) for value in astuple(limits)], forced)
     reasons = dict(zip(VARIANTS, why_not.split("\n"), strict=True))
     reasons = {name: reason for name, reason in reasons.items() if reason}

@@ -23,6 +23,26 @@ from .signatures import FAMILIES, NAMED, Family
 AUTOCAST_DEVICES = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 
+def computed_dtype(
+    device: torch.device, dtype: torch.dtype, state_dtype: torch.dtype | None = None
+) -> torch.dtype:
+    """The dtype that an operator computes in when it is called here and now: autocast may change ``dtype``.
+
+    Args:
+        device: of the input.
+        dtype: of the input.
+        state_dtype: of the cell state of a single step; None for a layer.
+    """
+    kind = device.type
+    if kind not in AUTOCAST_DEVICES or not torch.is_autocast_enabled(kind):
+        return dtype
+    if not dtype.is_floating_point or dtype == torch.float64:
+        return dtype
+    if state_dtype == torch.float32:
+        return torch.float32  # as in cast_for_autocast
+    return torch.get_autocast_dtype(kind)
+
+
 def cast_for_autocast(family: Family, args: Sequence[Any], device_type: str) -> list[Any]:
     """``args`` of an operator with every floating tensor on that device but float64 in the autocast dtype.
 

@@ -68,7 +68,7 @@ def prepare(module: LSTM | LSTMCell) -> nn.Module:
         RuntimeError: that is "fused", and no fused kernel fits the module's weights.
     """
     weight = module._weight_list()[0]
-    backend = for_scripting(module.backend, weight.device, weight.dtype, module._cell_name, module._cell_args)
+    backend = for_scripting(module.backend, weight.device, weight.dtype, module._cell_name)
     if isinstance(module, LSTM):
         prepared = twin(module)
     else:

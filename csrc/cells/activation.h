@@ -1,7 +1,7 @@
 // What an activation is at run time. Plain data: read by the CPU kernels of every instruction set and by CUDA.
 #pragma once
 
-#include <cstdint>
+#include "../types.h"
 
 namespace customlstm {
 

@@ -344,7 +344,7 @@ struct Backward {
       }
       if constexpr (kIsNormalised<Cell>) {
         job.barrier();   // rows are dealt, and what others wrote of this thread's must be there
-        run_normalised_cells(p, w, job, t, share(active, job.rank, job.size));
+        Normalised::run(p, w, job, t, active, direct_grad_output(p));
       } else {
         run_cells(p, w, job, t, active, units);
       }
@@ -438,21 +438,6 @@ struct Backward {
         }
 #undef CUSTOMLSTM_CALL
       }
-    }
-  }
-
-  static void run_normalised_cells(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t,
-                                   Range rows) {
-    for (int64_t i = rows.begin; i < rows.end; i += Normalised::kCellRows) {
-#define CUSTOMLSTM_CALL(R, CHANGED) \
-  Normalised::template cell_rows<R, CHANGED>(p, w, job, t, i, direct_grad_output(p))
-      const bool changed = changes_states(p.g);
-      if (rows.end - i >= Normalised::kCellRows) {
-        changed ? CUSTOMLSTM_CALL(Normalised::kCellRows, true) : CUSTOMLSTM_CALL(Normalised::kCellRows, false);
-      } else {
-        changed ? CUSTOMLSTM_CALL(1, true) : CUSTOMLSTM_CALL(1, false);
-      }
-#undef CUSTOMLSTM_CALL
     }
   }
 

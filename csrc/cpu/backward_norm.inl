@@ -16,6 +16,23 @@ struct NormalisedBackward {
   static constexpr int kRowParts = kGates + 1, kShown = kGates;
   static CUSTOMLSTM_INLINE int64_t scratch_size(const Geometry& g) { return kCellRows * kRowParts * norm_stride<S>(g); }
 
+  // This thread's share of the sequences 0 .. active - 1 of a step.
+  static void run(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t, int64_t active,
+                  const S* grad_output) {
+    const bool changed = changes_states(p.g);
+    const Range rows = share(active, job.rank, job.size);
+    for (int64_t i = rows.begin; i < rows.end; i += kCellRows) {
+#define CUSTOMLSTM_CALL(R, CHANGED) cell_rows<R, CHANGED>(p, w, job, t, i, grad_output)
+      if (rows.end - i >= kCellRows) {
+        changed ? CUSTOMLSTM_CALL(kCellRows, true) : CUSTOMLSTM_CALL(kCellRows, false);
+      } else {
+        changed ? CUSTOMLSTM_CALL(1, true) : CUSTOMLSTM_CALL(1, false);
+      }
+#undef CUSTOMLSTM_CALL
+    }
+  }
+
+ private:
   template <int R, bool kChanged>
   static CUSTOMLSTM_NOINLINE void cell_rows(const BackwardParams& p, const Workspace& w, const Job& job, int64_t t,
                                             int64_t i, const S* grad_output) {
@@ -38,7 +55,6 @@ struct NormalisedBackward {
     }
   }
 
- private:
   // Where the values of one row are.
   struct Place {
     int64_t at;                 // among all rows and directions
@@ -57,7 +73,9 @@ struct NormalisedBackward {
     Place row = {};
     row.at = (g.step_row[t] + column) * g.directions + job.direction;
     row.kept = static_cast<const S*>(p.gates) + row.at * values * g.hidden_size;
-    for (int place = 0; place < 2; ++place) row.product[place] = row.kept + kept_product<Cell>(g, place) * g.hidden_size;
+    for (int place = 0; place < 2; ++place) {
+      row.product[place] = row.kept + kept_product<Cell>(g, place) * g.hidden_size;
+    }
     row.c = is_on(g.zoneout_c) ? row.kept + kept_values<Cell>(g) * g.hidden_size
                                : static_cast<const S*>(p.c_all) + row.at * g.hidden_size;
     int64_t stride;

@@ -25,6 +25,25 @@ struct NormalisedForward {
     int64_t block_stride;
   };
 
+  // This thread's share of the sequences i0 .. i0 + count - 1 of a step.
+  static void run(const ForwardParams& p, const Workspace& w, const Job& job, const CellStep& step, int64_t i0,
+                  int64_t count, const Products& input, const Products& recurrent) {
+    const bool changed = changes_states(p.g);
+    const Range rows = share(count, job.rank, job.size);
+    for (int64_t i = rows.begin; i < rows.end; i += kCellRows) {
+      const Products x = {input.from + i * kGateWidth, input.block_stride};
+      const Products h = {recurrent.from + i * kGateWidth, recurrent.block_stride};
+#define CUSTOMLSTM_CALL(R, CHANGED) cell_rows<R, CHANGED>(p, w, job, step, i0 + i, x, h)
+      if (rows.end - i >= kCellRows) {
+        changed ? CUSTOMLSTM_CALL(kCellRows, true) : CUSTOMLSTM_CALL(kCellRows, false);
+      } else {
+        changed ? CUSTOMLSTM_CALL(1, true) : CUSTOMLSTM_CALL(1, false);
+      }
+#undef CUSTOMLSTM_CALL
+    }
+  }
+
+ private:
   // Sequences i .. i + R - 1 of a step from their products.
   template <int R, bool kChanged>
   static CUSTOMLSTM_NOINLINE void cell_rows(const ForwardParams& p, const Workspace& w, const Job& job,
@@ -35,9 +54,10 @@ struct NormalisedForward {
     Norm<S> norms[2][R];
     for (int place = 0; place < 2; ++place) {
       for (int r = 0; r < R; ++r) {
-        gather(g, *products[place], r, part_of(g, w, r, place * kGates));
-        norms[place][r] = g.norms[place] ? norm_of<kGates>(part_of(g, w, r, place * kGates), norm_stride<S>(g), g.hidden_size)
-                                         : Norm<S>{S(0), S(1)};
+        S* product = part_of(g, w, r, place * kGates);
+        gather(g, *products[place], r, product);
+        norms[place][r] = {S(0), S(1)};
+        if (g.norms[place]) norms[place][r] = norm_of<kGates>(product, norm_stride<S>(g), g.hidden_size);
         if (p.gates && g.norms[place]) save_product(p, w, job, step.t, i + r, r, place);
       }
     }
@@ -49,7 +69,6 @@ struct NormalisedForward {
     second_half<R, kChanged>(p, w, job, step, i, states);
   }
 
- private:
   // One row of a product to [gate][stride], where its sums go over whole vectors.
   static CUSTOMLSTM_INLINE void gather(const Geometry& g, const Products& product, int64_t row, S* to) {
     const int64_t stride = norm_stride<S>(g);

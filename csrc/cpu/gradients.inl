@@ -79,7 +79,9 @@ struct GradientRow {
   static CUSTOMLSTM_INLINE int64_t plain(const Geometry& g) {
     return Operand::elements((Cell::kGates + g.unit_parameters) * g.hidden_size);
   }
-  static CUSTOMLSTM_INLINE int64_t gate_part(const Geometry& g) { return Operand::elements(Cell::kGates * g.hidden_size); }
+  static CUSTOMLSTM_INLINE int64_t gate_part(const Geometry& g) {
+    return Operand::elements(Cell::kGates * g.hidden_size);
+  }
   static CUSTOMLSTM_INLINE int64_t cell_part(const Geometry& g) { return Operand::elements(g.hidden_size); }
 };
 template <class Cell, class Operand>
@@ -347,7 +349,7 @@ struct Gradients {
   struct Values {
     int64_t first, count;
   };
-  // The gradient of a per-unit parameter, as of gains and biases of layer norms, is the sum of what the cell left beside
+  // The gradient of a per-unit parameter, or of a gain or bias of layer norm, is the sum of what the cell left beside
   // the gates; null: not wanted.
   void sum_values(int64_t d, int64_t section, Values values, Range all, bool accumulate, void* to) const {
     if (!to) return;

@@ -18,6 +18,7 @@
 
 #include "forward_tiles.inl"
 #include "forward_norm.inl"
+#include "forward_layout.inl"
 #include "forward.inl"
 #include "gradients.inl"
 #include "backward.inl"

@@ -33,7 +33,7 @@ struct BackwardKernelParams {
   T* grad_state;
   T* grad_h_0;
   T* grad_c_0;
-  S* dc;          // [D, B, H]: gradient of the cell state
+  S* dc;          // [D, B, C, H]: gradient of the cell states
   S* carried;     // [D, B, P]: gradient of h that zoneout hands to the step before
 };
 
@@ -45,13 +45,13 @@ struct BackwardKernel {
   using BlockT = Block<M, kColumnTiles, kVariant>;
   static constexpr int kThreads = 256;
   static constexpr const char* kName = "customlstm backward";
-  static constexpr int kGates = CellT::kGates;
+  static constexpr int kGates = CellT::kGates, kStates = CellT::kStates;
 
   // What one thread needs of one unit of one sequence, apart from the product; loaded before the wait for it.
   struct Item {
     bool active, cut, last;
     int64_t b, unit, row;
-    S saved[CellT::kSaved], c, c_prev, dh, dc, factor;   // factor: without projection
+    S saved[CellT::kSaved], c[kStates], c_prev[kStates], dh, dc[kStates], factor;   // factor: without projection
     Scalar<S> parameters[CellT::kParameters + 1];
   };
 
@@ -59,7 +59,7 @@ struct BackwardKernel {
   BlockT block;
 
   CUSTOMLSTM_DEVICE explicit BackwardKernel(const Params& params) : p(params), block(params.r) {
-    block.first_has_gates = true;
+    block.first_gates = kGates;
   }
 
   CUSTOMLSTM_DEVICE static void run(const Params& params) { BackwardKernel(params).run_steps(); }
@@ -103,7 +103,7 @@ struct BackwardKernel {
   }
   CUSTOMLSTM_DEVICE device::Global<S> grad_cells() const {
     const Sizes& g = p.r.size;
-    return array(p.dc, g.directions * g.batch * g.hidden_size, "dc");
+    return array(p.dc, g.directions * g.batch * kStates * g.hidden_size, "dc");
   }
 
   // The part of the gradient of h_t that does not come through the next step: of the output, and at the end of h_n.
@@ -123,7 +123,7 @@ struct BackwardKernel {
 
   CUSTOMLSTM_DEVICE Item load_item(int64_t t, int chunk, int index) const {
     const Sizes& g = p.r.size;
-    const int64_t wide = g.rows * g.directions * g.hidden_size, states = g.directions * g.batch * g.hidden_size;
+    const int64_t wide = g.rows * g.directions * g.hidden_size;
     Item item = {};
     item.unit = int64_t(block.x) * p.r.tiling.units + index % p.r.tiling.units;
     item.b = block.first_column + chunk * BlockT::kChunk + index / p.r.tiling.units;
@@ -134,35 +134,42 @@ struct BackwardKernel {
     if (!g.projection) item.factor = block.recurrent_factor(item.b, item.unit);
     item.last = block.is_last(t, item.b);
     const bool mixes_cells = is_on(p.r.sequences.zoneout_c);
-    const int64_t values = CellT::kSaved + (mixes_cells ? 1 : 0);
+    const int64_t values = CellT::kSaved + (mixes_cells ? kStates : 0);
     const auto gates = array(p.gates, wide * values, "gates");
 #pragma unroll
     for (int k = 0; k < CellT::kSaved; ++k) {
       item.saved[k] = gates.read(block.in_rows(item.row, values * g.hidden_size, k * g.hidden_size + item.unit));
     }
     load_unit_parameters<M, CellT>(p.unit_parameters, block.direction, g.hidden_size, item.unit, item.parameters);
-    const auto c_all = array(p.c_all, wide, "c_all");
-    const int64_t state = block.in_states(item.b, g.hidden_size, item.unit);
-    const int64_t own = CellT::kSaved * g.hidden_size + item.unit;   // the cell's, not mixed with the one before
-    item.c = mixes_cells ? gates.read(block.in_rows(item.row, values * g.hidden_size, own))
-                         : c_all.read(block.in_rows(item.row, g.hidden_size, item.unit));
-    if (block.is_cut_before(t, item.b)) {
-      item.c_prev = S(0);
-    } else if (block.is_first(t, item.b)) {
-      item.c_prev = p.c_0 ? M::widen(array(p.c_0, states, "c_0").read(state)) : S(0);
-    } else {
-      const int64_t row = step_row(p.r, block.direction == 0 ? t - 1 : t + 1) + item.b;
-      item.c_prev = c_all.read(block.in_rows(row, g.hidden_size, item.unit));
-    }
     if (!g.projection) item.dh = outer_grad(item.row, item.b, item.unit, item.last);
     item.cut = !item.last && block.is_cut_after(t, item.b);
-    if (item.last) {
-      item.dc = p.grad_c_n ? M::widen(array(p.grad_c_n, states, "grad_c_n").read(state)) : S(0);
-    } else {
-      item.dc = item.cut ? S(0) : grad_cells().read(state);
-    }
-    if (p.grad_c_all) {
-      item.dc += array(p.grad_c_all, wide, "grad_c_all").read(block.in_rows(item.row, g.hidden_size, item.unit));
+    const int64_t width = kStates * g.hidden_size, states = g.directions * g.batch * width;
+    const auto c_all = array(p.c_all, wide * kStates, "c_all");
+    const bool cut_before = block.is_cut_before(t, item.b), first = block.is_first(t, item.b);
+    const int64_t row_before =
+        cut_before || first ? 0 : step_row(p.r, block.direction == 0 ? t - 1 : t + 1) + item.b;
+#pragma unroll
+    for (int k = 0; k < kStates; ++k) {
+      const int64_t own = k * g.hidden_size + item.unit, state = block.in_states(item.b, width, own);
+      // The cell's, not mixed with the one before.
+      item.c[k] = mixes_cells
+                      ? gates.read(block.in_rows(item.row, values * g.hidden_size, CellT::kSaved * g.hidden_size + own))
+                      : c_all.read(block.in_rows(item.row, width, own));
+      if (cut_before) {
+        item.c_prev[k] = S(0);
+      } else if (first) {
+        item.c_prev[k] = p.c_0 ? M::widen(array(p.c_0, states, "c_0").read(state)) : S(0);
+      } else {
+        item.c_prev[k] = c_all.read(block.in_rows(row_before, width, own));
+      }
+      if (item.last) {
+        item.dc[k] = p.grad_c_n ? M::widen(array(p.grad_c_n, states, "grad_c_n").read(state)) : S(0);
+      } else {
+        item.dc[k] = item.cut ? S(0) : grad_cells().read(state);
+      }
+      if (p.grad_c_all) {
+        item.dc[k] += array(p.grad_c_all, wide * kStates, "grad_c_all").read(block.in_rows(item.row, width, own));
+      }
     }
     return item;
   }
@@ -188,13 +195,16 @@ struct BackwardKernel {
       return;
     }
     const S product = block.sum(g.projection ? p.r.second : p.r.first, index % units, index / units);
-    static_assert(CellT::kStates == 1, "one state besides h");
     Scalar<S> saved[CellT::kSaved], da[kGates], dh, d_parameters[CellT::kParameters + 1];
-    const Scalar<S> before[1] = {{item.c_prev}}, after[1] = {{item.c}};
-    Scalar<S> dstate[1] = {{item.dc}};
-    Scalar<S>& dc = dstate[0];
+    Scalar<S> before[kStates], after[kStates], dc[kStates];
 #pragma unroll
     for (int k = 0; k < CellT::kSaved; ++k) saved[k].x = item.saved[k];
+#pragma unroll
+    for (int k = 0; k < kStates; ++k) {
+      before[k].x = item.c_prev[k];
+      after[k].x = item.c[k];
+      dc[k].x = item.dc[k];
+    }
     const int64_t state = block.in_states(item.b, g.hidden_size, item.unit);
     if (g.projection) {
       dh.x = product;
@@ -204,20 +214,29 @@ struct BackwardKernel {
       dh.x = carry(item.row, state, item.unit, item.dh + through);
     }
     const Zoneout& zoneout = p.r.sequences.zoneout_c;
-    S dc_before = S(0);
+    S dc_before[kStates] = {};
     if (is_on(zoneout)) {
       const int64_t at = block.in_rows(item.row, g.hidden_size, item.unit);
       const Kept<S> kept(zoneout, g.rows * g.directions * g.hidden_size, at);
-      dc_before = kept.to_before(dc.x);
-      dc.x = kept.to_computed(dc.x);
+#pragma unroll
+      for (int k = 0; k < kStates; ++k) {
+        dc_before[k] = kept.to_before(dc[k].x);
+        dc[k].x = kept.to_computed(dc[k].x);
+      }
     }
-    CellT::backward(p.cell, saved, item.parameters, before, after, dh, dstate, da, d_parameters);
+    CellT::backward(p.cell, saved, item.parameters, before, after, dh, dc, da, d_parameters);
 
-    if (is_on(zoneout)) dc.x = dc.x + dc_before;
-    grad_cells().write(state, dc.x);
-    if (p.grad_c_0 && block.is_first(t, item.b)) {
-      array(p.grad_c_0, g.directions * g.batch * g.hidden_size, "grad_c_0")
-          .write(state, M::narrow(block.is_cut_before(t, item.b) ? S(0) : dc.x));
+    const int64_t width = kStates * g.hidden_size;
+    const bool first = block.is_first(t, item.b), cut_before = p.grad_c_0 && first && block.is_cut_before(t, item.b);
+#pragma unroll
+    for (int k = 0; k < kStates; ++k) {
+      const int64_t own = block.in_states(item.b, width, k * g.hidden_size + item.unit);
+      if (is_on(zoneout)) dc[k].x = dc[k].x + dc_before[k];
+      grad_cells().write(own, dc[k].x);
+      if (p.grad_c_0 && first) {
+        array(p.grad_c_0, g.directions * g.batch * width, "grad_c_0")
+            .write(own, M::narrow(cut_before ? S(0) : dc[k].x));
+      }
     }
     const auto to = array(p.grad_gates, g.rows * g.directions * kGates * g.hidden_size, "grad_gates");
     const auto operand = block.operand(s & 1);

@@ -401,11 +401,11 @@ struct Block {
       device::sync_cluster();
     }
   }
-  // This block's tiles to every other block of the cluster. `own_rows` depths a gate belong to a block; backward's
-  // depth has four gates.
+  // This block's tiles to every other block of the cluster. `own_rows` depths a gate belong to a block; the first
+  // product's depth has several gates in backward.
   CUSTOMLSTM_DEVICE void send(const SharedOperand<M>& operand, const ProductShape& shape, int own_rows) const {
     constexpr int kWords = 16 / sizeof(Word);
-    const int gates = &shape == &p.first && first_has_gates ? 4 : 1;
+    const int gates = &shape == &p.first ? first_gates : 1;
     const int64_t gate_tiles = shape.depth_tiles / gates;
     const int64_t begin = int64_t(x) * own_rows / M::kDepth, tiles = own_rows / M::kDepth;
     const int64_t end = begin + tiles < gate_tiles ? begin + tiles : gate_tiles;
@@ -422,7 +422,7 @@ struct Block {
     }
   }
 
-  bool first_has_gates = false;   // backward
+  int first_gates = 1;   // in the depth of the first product: backward those of the cell
 };
 
 }  // namespace cuda

@@ -163,15 +163,29 @@ struct CudaLauncher {
 
   template <class Kernel>
   void launch(const Launch& launch, const typename Kernel::Params& params) const {
-    using Params = typename Kernel::Params;
+    static_assert(Kernel::kThreads % 32 == 0 && Kernel::kThreads <= 1024, "whole warps, at most 1024 threads");
+    start(reinterpret_cast<const void*>(&launching::entry<Kernel>), Kernel::kName, launch, params);
+  }
+
+  // The handle is a cudaKernel_t, which all functions of the runtime used here take where they take a kernel's address.
+  template <class Params>
+  void launch_loaded(const void* handle, const char* name, int most_threads, const Launch& launch,
+                     const Params& params) const {
+    if (launch.threads > most_threads) {
+      launching::refuse(name, launch, "it was compiled for at most " + std::to_string(most_threads) + " threads");
+    }
+    start(handle, name, launch, params);
+  }
+
+ private:
+  template <class Params>
+  void start(const void* function, const char* name, const Launch& launch, const Params& params) const {
     static_assert(std::is_trivially_copyable<Params>::value, "arguments are copied as bytes");
     static_assert(sizeof(Params) <= 4096, "a launch takes 4 KB of arguments");
-    static_assert(Kernel::kThreads % 32 == 0 && Kernel::kThreads <= 1024, "whole warps, at most 1024 threads");
-    const void* function = reinterpret_cast<const void*>(&launching::entry<Kernel>);
     const launching::Configuration configuration(launch, stream);
-    launching::prepare(function, Kernel::kName, launch, configuration);
+    launching::prepare(function, name, launch, configuration);
     void* arguments[] = {const_cast<Params*>(&params)};
-    launching::check(cudaLaunchKernelExC(configuration.get(), function, arguments), Kernel::kName, launch);
+    launching::check(cudaLaunchKernelExC(configuration.get(), function, arguments), name, launch);
   }
 };
 

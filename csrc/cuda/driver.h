@@ -8,7 +8,9 @@
 #include "backward.h"
 #include "forward.h"
 #include "launcher.h"
+#include "norm_driver.h"
 #include "prepare.h"
+#include "written_kernels.h"
 
 namespace customlstm {
 namespace cuda {
@@ -51,6 +53,8 @@ void upload(Launcher& launcher, const void* host, int64_t bytes, void* device) {
   }
 }
 
+inline bool is_normalised(const HostCell& cell) { return cell.kind == CellKind::kNormalised; }
+
 template <class M, class Launcher>
 class Driver {
  public:
@@ -91,7 +95,8 @@ class Driver {
     prepare.c = w.c;
     prepare.held = w.zoneout_state;
     prepare.exchange = w.exchange;
-    prepare.grid = grid_for(p.size.directions * (p.size.batch + 4) * p.size.hidden_size, PrepareForward<M>::kThreads);
+    const int64_t values = p.size.batch * p.size.cell_states + p.size.gates;   // a unit
+    prepare.grid = grid_for(p.size.directions * values * p.size.hidden_size, PrepareForward<M>::kThreads);
     launcher.template launch<PrepareForward<M>>({prepare.grid, 1, 1, PrepareForward<M>::kThreads, 0, 1, false},
                                                 prepare);
 
@@ -109,7 +114,8 @@ class Driver {
     k.hidden = static_cast<S*>(p.hidden);
     k.c = w.c;
     k.held = w.zoneout_state;
-    run<ForwardKernel>(launcher, k, p.cell.kind, 0, p.size.steps, false);
+    if (is_normalised(p.cell)) return NormDriver<M, Launcher>::forward(p, k, w.norm, launcher);
+    run<ForwardKernel>(launcher, k, p.cell, 0, p.size.steps, false);
   }
 
   static void backward(const BackwardParams& p, const Tiling& tiling, Launcher& launcher) {
@@ -126,7 +132,8 @@ class Driver {
     prepare.grad_c_n = static_cast<const T*>(p.grad_c_n);
     prepare.grad_h_0 = static_cast<T*>(p.grad_h_0);
     prepare.grad_c_0 = static_cast<T*>(p.grad_c_0);
-    prepare.grid = grid_for(p.size.directions * p.size.batch * p.size.hidden_size, PrepareBackward<M>::kThreads);
+    const int64_t states = p.size.directions * p.size.batch * p.size.cell_states * p.size.hidden_size;
+    prepare.grid = grid_for(states, PrepareBackward<M>::kThreads);
     const bool may_be_empty = p.sequences.lengths || p.size.steps == 0;
     if (may_be_empty && (p.grad_h_0 || p.grad_c_0)) {
       launcher.template launch<PrepareBackward<M>>({prepare.grid, 1, 1, PrepareBackward<M>::kThreads, 0, 1, false},
@@ -151,7 +158,8 @@ class Driver {
     k.grad_c_0 = static_cast<T*>(p.grad_c_0);
     k.dc = w.c;
     k.carried = w.zoneout_state;
-    if (p.size.steps > 0) run<BackwardKernel>(launcher, k, p.cell.kind, p.grad_h_0 ? -1 : 0, p.size.steps, true);
+    if (is_normalised(p.cell)) return NormDriver<M, Launcher>::backward(p, k, w.norm, launcher);
+    if (p.size.steps > 0) run<BackwardKernel>(launcher, k, p.cell, p.grad_h_0 ? -1 : 0, p.size.steps, true);
   }
 
  private:
@@ -160,6 +168,7 @@ class Driver {
     Element *weights, *projection;
     S *bias, *c, *zoneout_state;   // the last: h_{t-1}, in backward the gradient carried past a step, where zoneout is on
     S* tables;
+    NormWorkspace<S> norm;
     void* cleared;   // from here on zero before the recurrence: operands and flags
     int64_t cleared_bytes;
     void *exchange, *projection_exchange;
@@ -167,7 +176,8 @@ class Driver {
     int64_t bytes;
 
     template <class Params>
-    Workspace(Arena& arena, const Params& p, const Tiling& t, bool backward) {
+    Workspace(Arena& arena, const Params& p, const Tiling& t, bool backward)
+        : norm(arena, p.size, backward, is_normalised(p.cell)) {
       const Sizes& g = p.size;
       constexpr MathKind kKind = M::kKind;
       first = backward ? gate_gradient_product(t, g.hidden_size, g.projection, kKind)
@@ -179,8 +189,8 @@ class Driver {
       }
       weights = arena.take<Element>(g.directions * first.weight_tiles() * TileSize<M>::kAElements);
       projection = arena.take<Element>(g.directions * second.weight_tiles() * TileSize<M>::kAElements);
-      bias = arena.take<S>(backward ? 0 : g.directions * 4 * g.hidden_size);
-      c = arena.take<S>(g.directions * g.batch * g.hidden_size);
+      bias = arena.take<S>(backward ? 0 : g.directions * g.gates * g.hidden_size);
+      c = arena.take<S>(g.directions * g.batch * g.cell_states * g.hidden_size);
       zoneout_state = nullptr;
       if (is_on(p.sequences.zoneout_h)) zoneout_state = arena.take<S>(g.directions * g.batch * g.state_size);
       tables = arena.take<S>(p.cell.table_count);
@@ -201,6 +211,7 @@ class Driver {
     p.hidden_size = g.hidden_size;
     p.state_size = g.state_size;
     p.directions = g.directions;
+    p.gates = g.gates;
     for (int k = 0; k < (g.projection ? 2 : 1); ++k) {
       p.packing = k == 0 ? gates : projection;
       p.shape = k == 0 ? w.first : w.second;
@@ -263,12 +274,19 @@ class Driver {
 
   // Chooses the instance of a recurrence kernel, then launches it: once, or for every step and phase.
   template <template <class, class, int, Variant> class Kernel, class Params>
-  static void run(Launcher& launcher, const Params& p, CellKind cell, int64_t first, int64_t last, bool reverse) {
-    if (cell == CellKind::kStandard) run_cell<Kernel, StandardCell>(launcher, p, first, last, reverse);
+  static void run(Launcher& launcher, const Params& p, const HostCell& cell, int64_t first, int64_t last,
+                  bool reverse) {
+    if (cell.written) run_written<Kernel>(launcher, p, cell, first, last, reverse);
+    else if (cell.kind == CellKind::kStandard) run_cell<Kernel, StandardCell>(launcher, p, first, last, reverse);
     else run_cell<Kernel, ConfigurableCell>(launcher, p, first, last, reverse);
   }
   template <template <class, class, int, Variant> class Kernel, class CellT, class Params>
   static void run_cell(Launcher& launcher, const Params& p, int64_t first, int64_t last, bool reverse) {
+    if (p.r.size.gates != CellT::kGates || p.r.size.cell_states != CellT::kStates) {
+      throw std::runtime_error("customlstm: the kernels of a cell of " + std::to_string(CellT::kGates) + " gates and " +
+                               std::to_string(CellT::kStates) + " states got sizes with " +
+                               std::to_string(p.r.size.gates) + " and " + std::to_string(p.r.size.cell_states));
+    }
     const int tiles = p.r.tiling.column_tiles;
     if (tiles == 1) return run_tiles<Kernel, CellT, 1>(launcher, p, first, last, reverse);
     // Four tiles of doubles do not fit into registers.
@@ -281,39 +299,55 @@ class Driver {
   static void run_tiles(Launcher& launcher, const Params& p, int64_t first, int64_t last, bool reverse) {
     const Variant variant = p.r.tiling.variant;
     if (variant == Variant::kStep) {
-      return run_steps<Kernel<M, CellT, kColumnTiles, Variant::kStep>>(launcher, p, first, last, reverse);
+      return run_instance<Kernel<M, CellT, kColumnTiles, Variant::kStep>>(launcher, p, first, last, reverse);
     }
     if constexpr (M::kKind != MathKind::kFma64) {
       if (variant == Variant::kGrid) {
-        return run_resident<Kernel<M, CellT, kColumnTiles, Variant::kGrid>>(launcher, p, first, last);
+        return run_instance<Kernel<M, CellT, kColumnTiles, Variant::kGrid>>(launcher, p, first, last, reverse);
       }
-      return run_resident<Kernel<M, CellT, kColumnTiles, Variant::kCluster>>(launcher, p, first, last);
+      return run_instance<Kernel<M, CellT, kColumnTiles, Variant::kCluster>>(launcher, p, first, last, reverse);
     } else {
       throw std::runtime_error("customlstm: float64 runs with the step variant only");
     }
   }
-
   template <class Kernel, class Params>
-  static Launch launch_of(const Params& p) {
+  static void run_instance(Launcher& launcher, const Params& p, int64_t first, int64_t last, bool reverse) {
+    launch_all(p, first, last, reverse,
+               [&](const Launch& launch, const Params& own) { launcher.template launch<Kernel>(launch, own); });
+  }
+  template <template <class, class, int, Variant> class Kernel, class Params>
+  static void run_written(Launcher& launcher, const Params& p, const HostCell& cell, int64_t first, int64_t last,
+                          bool reverse) {
+    using AnyInstance = Kernel<M, StandardCell, 1, Variant::kStep>;   // all have one name and one limit
     const Tiling& t = p.r.tiling;
-    return {t.unit_blocks,  t.column_blocks, int32_t(p.r.size.directions),       t.warps * 32, p.r.shared.total,
-            t.cluster,      t.variant == Variant::kGrid};
+    const auto& kernels = reverse ? cell.written->backward : cell.written->forward;
+    const void* const handle = kernels[int(t.variant)][column_tile_index(t.column_tiles)];
+    const std::string name = std::string(AnyInstance::kName) + " of the cell " + cell.name;
+    if (!handle) {
+      throw std::runtime_error(name + ": not compiled for " + name_of(t.variant) + " with column tiles by " +
+                               std::to_string(t.column_tiles) + "; CUSTOMLSTM_CUDA_VARIANT chooses another variant");
+    }
+    launch_all(p, first, last, reverse, [&](const Launch& launch, const Params& own) {
+      launcher.launch_loaded(handle, name.c_str(), AnyInstance::kThreads, launch, own);
+    });
   }
-  template <class Kernel, class Params>
-  static void run_resident(Launcher& launcher, Params p, int64_t first, int64_t last) {
-    p.r.first_step = first;
-    p.r.last_step = last;
-    if (first < last) launcher.template launch<Kernel>(launch_of<Kernel>(p), p);
-  }
-  template <class Kernel, class Params>
-  static void run_steps(Launcher& launcher, Params p, int64_t first, int64_t last, bool reverse) {
-    const Launch launch = launch_of<Kernel>(p);
+
+  // Step by step, with a launch for each of its phases, or all steps in one launch.
+  template <class Params, class Start>
+  static void launch_all(Params p, int64_t first, int64_t last, bool reverse, const Start& start) {
+    const Tiling& t = p.r.tiling;
+    const Launch launch = {t.unit_blocks, t.column_blocks,  int32_t(p.r.size.directions), t.warps * 32,
+                           p.r.shared.total, t.cluster, t.variant == Variant::kGrid};
+    if (t.variant != Variant::kStep) {
+      p.r.first_step = first;
+      p.r.last_step = last;
+      if (first < last) start(launch, p);
+      return;
+    }
     for (int64_t n = first; n < last; ++n) {
       p.r.first_step = reverse ? last - 1 - (n - first) : n;
       p.r.last_step = p.r.first_step + 1;
-      for (p.r.phase = 0; p.r.phase < (p.r.size.projection ? 2 : 1); ++p.r.phase) {
-        launcher.template launch<Kernel>(launch, p);
-      }
+      for (p.r.phase = 0; p.r.phase < (p.r.size.projection ? 2 : 1); ++p.r.phase) start(launch, p);
     }
   }
 };

@@ -18,8 +18,8 @@ struct ForwardKernelParams {
   using S = typename M::S;
   RecurrenceParams r;
   CellParams<S> cell;
-  const S* bias;        // [D, 4, H]: the sum of both
-  const S* gates_x;     // [rows, D, 4, H], may be the array `gates` where that has 4 values a unit
+  const S* bias;        // [D, G, H]: the sum of both
+  const S* gates_x;     // [rows, D, G, H], may be the array `gates` where that has G values a unit
   UnitParameters<T> unit_parameters;
   T* output;            // [rows, D, P]
   T* h_n;
@@ -27,7 +27,7 @@ struct ForwardKernelParams {
   S* c_all;             // or null
   S* gates;             // or null
   S* hidden;            // or null
-  S* c;                 // [D, B, H]: cell state
+  S* c;                 // [D, B, C, H]: cell states
   S* held;              // [D, B, P]: h_{t-1}, where zoneout mixes it with h_t
 };
 
@@ -39,13 +39,13 @@ struct ForwardKernel {
   using BlockT = Block<M, kColumnTiles, kVariant>;
   static constexpr int kThreads = 256;
   static constexpr const char* kName = "customlstm forward";
-  static constexpr int kGates = CellT::kGates;
+  static constexpr int kGates = CellT::kGates, kStates = CellT::kStates;
 
   // What one thread needs of one unit of one sequence, apart from the product; loaded before the wait for it.
   struct Item {
     bool active, cut;
     int64_t b, unit, row;
-    S gates[kGates], c, factor;   // factor: without projection
+    S gates[kGates], c[kStates], factor;   // factor: without projection
     Scalar<S> parameters[CellT::kParameters + 1];
   };
 
@@ -85,7 +85,7 @@ struct ForwardKernel {
 
   CUSTOMLSTM_DEVICE device::Global<S> cells() const {
     const Sizes& g = p.r.size;
-    return array(p.c, g.directions * g.batch * g.hidden_size, "c");
+    return array(p.c, g.directions * g.batch * kStates * g.hidden_size, "c");
   }
 
   CUSTOMLSTM_DEVICE Item load_item(int64_t t, int chunk, int index) const {
@@ -99,7 +99,11 @@ struct ForwardKernel {
     item.row = step_row(p.r, t) + item.b;
     if (!g.projection) item.factor = block.recurrent_factor(item.b, item.unit);
     item.cut = block.is_cut_before(t, item.b);
-    item.c = item.cut ? S(0) : cells().read(block.in_states(item.b, g.hidden_size, item.unit));
+#pragma unroll
+    for (int k = 0; k < kStates; ++k) {
+      const int64_t state = block.in_states(item.b, kStates * g.hidden_size, k * g.hidden_size + item.unit);
+      item.c[k] = item.cut ? S(0) : cells().read(state);
+    }
     load_unit_parameters<M, CellT>(p.unit_parameters, block.direction, g.hidden_size, item.unit, item.parameters);
     const auto x = array(p.gates_x, g.rows * g.directions * kGates * g.hidden_size, "gates_x");
     const auto bias = array(p.bias, g.directions * kGates * g.hidden_size, "bias");
@@ -127,36 +131,52 @@ struct ForwardKernel {
     if (!item.active) return;
     const Sizes& g = p.r.size;
     const int units = p.r.tiling.units;
-    static_assert(CellT::kStates == 1, "one state besides h");
-    Scalar<S> a[kGates], state_of_cell[1] = {{item.c}}, h, saved[CellT::kSaved];
-    Scalar<S>& c = state_of_cell[0];
+    Scalar<S> a[kGates], c[kStates], h, saved[CellT::kSaved];
+    S computed[kStates];
     const Zoneout& zoneout = p.r.sequences.zoneout_c;
+#pragma unroll
+    for (int k = 0; k < kStates; ++k) c[k].x = item.c[k];
 #pragma unroll
     for (int k = 0; k < kGates; ++k) {
       const S product = block.sum(p.r.first, k * units + index % units, index / units);
       a[k].x = item.cut ? item.gates[k] : item.gates[k] + product;
     }
-    CellT::forward(p.cell, a, item.parameters, state_of_cell, h, saved);
+    CellT::forward(p.cell, a, item.parameters, c, h, saved);
 
-    const int64_t state = block.in_states(item.b, g.hidden_size, item.unit);
-    const int64_t states = g.directions * g.batch * g.hidden_size, at = block.in_rows(item.row, g.hidden_size, item.unit);
+    const int64_t at = block.in_rows(item.row, g.hidden_size, item.unit);
     const int column = chunk * BlockT::kChunk + index / units;
-    const S computed = c.x;
+#pragma unroll
+    for (int k = 0; k < kStates; ++k) computed[k] = c[k].x;
     if (is_on(zoneout)) {
-      c.x = Kept<S>(zoneout, g.rows * g.directions * g.hidden_size, at).mix(item.c, computed);
+      const Kept<S> kept(zoneout, g.rows * g.directions * g.hidden_size, at);
+#pragma unroll
+      for (int k = 0; k < kStates; ++k) c[k].x = kept.mix(item.c[k], computed[k]);
     }
-    cells().write(state, c.x);
-    if (block.is_last(t, item.b)) array(p.c_n, states, "c_n").write(state, M::narrow(c.x));
-    if (p.c_all) array(p.c_all, g.rows * g.directions * g.hidden_size, "c_all").write(at, c.x);
+    const int64_t width = kStates * g.hidden_size, states = g.directions * g.batch * width;
+    const bool last = block.is_last(t, item.b);
+#pragma unroll
+    for (int k = 0; k < kStates; ++k) {
+      const int64_t own = k * g.hidden_size + item.unit, state = block.in_states(item.b, width, own);
+      cells().write(state, c[k].x);
+      if (last) array(p.c_n, states, "c_n").write(state, M::narrow(c[k].x));
+      if (p.c_all) {
+        array(p.c_all, g.rows * g.directions * width, "c_all").write(block.in_rows(item.row, width, own), c[k].x);
+      }
+    }
     if (p.gates) {
-      const int64_t values = (CellT::kSaved + (is_on(zoneout) ? 1 : 0)) * g.hidden_size;
+      const int64_t values = (CellT::kSaved + (is_on(zoneout) ? kStates : 0)) * g.hidden_size;
       const auto gates = array(p.gates, g.rows * g.directions * values, "gates");
 #pragma unroll
       for (int k = 0; k < CellT::kSaved; ++k) {
         gates.write(block.in_rows(item.row, values, k * g.hidden_size + item.unit), saved[k].x);
       }
-      const int64_t own = CellT::kSaved * g.hidden_size + item.unit;
-      if (is_on(zoneout)) gates.write(block.in_rows(item.row, values, own), computed);
+      if (is_on(zoneout)) {
+#pragma unroll
+        for (int k = 0; k < kStates; ++k) {
+          const int64_t own = (CellT::kSaved + k) * g.hidden_size + item.unit;
+          gates.write(block.in_rows(item.row, values, own), computed[k]);
+        }
+      }
     }
     if (g.projection) {
       if (p.hidden) array(p.hidden, g.rows * g.directions * g.hidden_size, "hidden").write(at, h.x);

@@ -2,8 +2,6 @@
 // same names and limits as cpu/functions.inl; accuracy is that of the CUDA mathematical functions.
 #pragma once
 
-#include <cmath>
-
 #include "scalar.h"
 
 namespace customlstm {

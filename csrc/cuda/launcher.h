@@ -5,8 +5,14 @@
 //   static constexpr const char* kName = ...;
 //   static CUSTOMLSTM_DEVICE void run(const Params&);
 //
-// and a Launcher has one member template, launch<Kernel>(const Launch&, const Kernel::Params&): cuda_launcher.cuh
-// enqueues it on a stream, device/host_executor.h runs it on the CPU.
+// and a Launcher has two member templates: cuda_launcher.cuh enqueues on a stream, device/host_executor.h runs on the
+// CPU.
+//
+//   launch<Kernel>(const Launch&, const Kernel::Params&)
+//   launch_loaded(const void* handle, const char* name, int most_threads, const Launch&, const Params&)
+//
+// The second starts a kernel that was compiled apart from this library (written_kernels.h): `handle` is what the
+// launcher knows it by, Params those that it was compiled for.
 #pragma once
 
 #include <cstdint>

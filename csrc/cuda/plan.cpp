@@ -98,7 +98,8 @@ class Search {
     }
   }
 
-  int32_t multiple() const { return request_.backward ? 16 : 8; }
+  // The rows of a block's product are whole tiles: backward its units, forward all gates of them.
+  int32_t multiple() const { return request_.backward || request_.gates % 2 != 0 ? kTileRows : kTileRows / 2; }
   // Coarser sizes for step, which has no resident weights to fit.
   int64_t growth() const { return variant_ == Variant::kStep ? 1 : 2; }
 
@@ -112,6 +113,7 @@ class Search {
     t.unit_blocks = int32_t(unit_blocks);
     t.column_blocks = column_blocks;
     t.cluster = variant_ == Variant::kCluster ? t.unit_blocks : 1;
+    t.gates = request_.gates;
     return t;
   }
 
@@ -120,7 +122,7 @@ class Search {
     // A warp without a tile of the depth would add zeros.
     const int64_t state = padded_depth(request_.state_size, request_.math) / tile_depth(request_.math);
     const int64_t hidden = padded_depth(request_.hidden_size, request_.math) / tile_depth(request_.math);
-    const int64_t first = request_.backward ? 4 * hidden : state;
+    const int64_t first = request_.backward ? request_.gates * hidden : state;
     const int64_t second = request_.backward ? state : hidden;
     const int64_t depth_tiles = request_.projection ? std::min(first, second) : first;
     bool fits = false;
@@ -154,12 +156,13 @@ class Search {
 
 // Bytes of the recurrent weights and of the projection's, all directions, without padding.
 int64_t weight_bytes(const Request& r) {
-  const int64_t values = 4 * r.hidden_size * r.state_size + (r.projection ? r.hidden_size * r.state_size : 0);
+  const int64_t values = r.gates * r.hidden_size * r.state_size + (r.projection ? r.hidden_size * r.state_size : 0);
   return r.directions * values * operand_bytes(r.math);
 }
 
 std::string of_sizes(const Request& r) {
-  return sentence("hidden size ", r.hidden_size, r.projection ? sentence(" projected to ", r.state_size) : "",
+  return sentence("hidden size ", r.hidden_size, r.gates != 4 ? sentence(" of ", count(r.gates, "gate")) : "",
+                  r.projection ? sentence(" projected to ", r.state_size) : "",
                   r.directions > 1 ? sentence(" in ", r.directions, " directions") : "");
 }
 
@@ -176,8 +179,14 @@ std::string why_too_large(const Search& search, const Request& request, const De
 }
 
 // Reasons that hold for every tiling; empty where there is none.
-std::string why_not_grid(const Request& request, const DeviceLimits& limits) {
+std::string why_step_only(const Request& request) {
   if (request.math == MathKind::kFma64) return "float64 runs with step only";
+  if (request.normalised) return "layer norm runs with step only: its sums over a row would cost an exchange each";
+  return "";
+}
+
+std::string why_not_grid(const Request& request, const DeviceLimits& limits) {
+  if (std::string why = why_step_only(request); !why.empty()) return why;
   if (!limits.cooperative) return "the device has no cooperative launch, so its blocks cannot wait for one another";
   if (limits.multiprocessors < request.directions) {
     return sentence(count(request.directions, "direction"), " need as many multiprocessors, there is ",
@@ -192,7 +201,7 @@ std::string why_not_grid(const Request& request, const DeviceLimits& limits) {
 }
 
 std::string why_not_cluster(const Request& request, const DeviceLimits& limits) {
-  if (request.math == MathKind::kFma64) return "float64 runs with step only";
+  if (std::string why = why_step_only(request); !why.empty()) return why;
   if (limits.capability < 90) {
     return sentence("the device has compute capability ", limits.capability / 10, ".", limits.capability % 10,
                     ", clusters of thread blocks need 9.0");
@@ -207,10 +216,11 @@ std::string why_not_cluster(const Request& request, const DeviceLimits& limits) 
 void check(const Request& r) {
   const bool sizes = r.hidden_size >= 1 && r.hidden_size <= kMostHidden && r.state_size >= 1 &&
                      r.state_size <= kMostHidden && r.batch >= 0 && r.batch <= kMostBatch && r.steps >= 0;
-  if (!sizes || r.directions < 1 || r.directions > 2 || (!r.projection && r.state_size != r.hidden_size)) {
+  const bool cell = r.gates >= 1 && r.gates <= kMostGates;
+  if (!sizes || !cell || r.directions < 1 || r.directions > 2 || (!r.projection && r.state_size != r.hidden_size)) {
     throw std::runtime_error(sentence("customlstm: no launch plan for steps ", r.steps, ", batch ", r.batch,
                                       ", hidden size ", r.hidden_size, ", state size ", r.state_size, ", ",
-                                      count(r.directions, "direction")));
+                                      count(r.directions, "direction"), ", ", count(r.gates, "gate")));
   }
 }
 
@@ -239,15 +249,6 @@ LaunchPlan plan_layer(const Request& request, const DeviceLimits& limits, int32_
     if (!why.empty()) why = sentence(name_of(variant), ": ", why);
   }
   return plan;
-}
-
-const char* name_of(Variant variant) {
-  switch (variant) {
-    case Variant::kStep: return "step";
-    case Variant::kGrid: return "grid";
-    case Variant::kCluster: return "cluster";
-  }
-  return "unknown";
 }
 
 int32_t variant_named(const char* name) {

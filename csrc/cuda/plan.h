@@ -19,15 +19,17 @@ struct DeviceLimits {
   bool cooperative;               // cooperative launch supported
 };
 
+constexpr int32_t kMostGates = 8;   // of a cell
+
 struct Request {
   int64_t steps, batch, hidden_size, state_size, directions;
   bool projection;
   bool backward;
   bool ragged;
   MathKind math;
+  int32_t gates = 4;   // of the cell
+  bool normalised = false;   // layer norm
 };
-
-constexpr int32_t kVariants = 3;
 
 struct LaunchPlan {
   Tiling tiling;                       // of the chosen variant
@@ -39,7 +41,6 @@ struct LaunchPlan {
 // and where that one does not fit the result has tiling.warps == 0. step always fits.
 LaunchPlan plan_layer(const Request& request, const DeviceLimits& limits, int32_t forced);
 
-const char* name_of(Variant variant);
 // -1 for null or "", else the variant of that name; throws std::runtime_error for any other text.
 int32_t variant_named(const char* name);
 

@@ -10,11 +10,14 @@
 //   then                the partial sums of the warps, written to shared memory and read back
 //   then                the cell, applied to units x columns pairs
 //   and the exchange    a launch, a barrier of flags or a cluster barrier, and for cluster the remote writes
+//
+// With layer norm the cell is a launch of its own, in which each row is one block's.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 
+#include "norm_layout.h"
 #include "plan.h"
 
 namespace customlstm {
@@ -54,6 +57,8 @@ constexpr double kSharedCycles = 33, kL2Cycles = 280, kMemoryCycles = 700;
 constexpr double kInstructionCycles = 34;  // of one matrix instruction; the next of the same sums waits for it
 constexpr double kCellCycles = 450;        // of one cell: five activations one after the other
 constexpr double kCellInstructions = 160;
+constexpr double kRowSumCycles = 250;      // of a sum over a row: five shuffles, shared memory, a barrier
+constexpr double kRowSums = 4;             // one after the other: of products and state, means and then deviations
 // How block.h multiplies: the sums of four row tiles at a time, so operand B is read once for each four.
 constexpr int64_t kRowTilesAtOnce = 4;
 // Plain multiply-adds read an operand every other instruction, with 4 tiles of columns less often.
@@ -89,7 +94,8 @@ class TimeModel {
     const int64_t hidden = request_.hidden_size, state = request_.state_size;
     const ProductShape first = backward ? gate_gradient_product(t, hidden, projection, request_.math)
                                         : gate_product(t, state, request_.math);
-    double cycles = product_cycles(t, first, shared_bytes) + cell_cycles(t, shared_bytes);
+    double cycles = product_cycles(t, first, shared_bytes);
+    cycles += request_.normalised ? row_cycles() : cell_cycles(t, shared_bytes);
     double exchanged = exchange_bytes(t, first);
     if (projection) {
       const ProductShape second = backward ? projection_gradient_product(t, state, request_.math)
@@ -100,7 +106,7 @@ class TimeModel {
     cycles = std::max(cycles, traffic_bytes() / (machine_.memory * limits_.multiprocessors));
 
     double exchange_us = 0, start_us = kResidentStart, waves = 1;
-    const double exchanges = projection ? 2 : 1;
+    const double exchanges = (projection ? 2 : 1) + (request_.normalised ? 1 : 0);
     if (t.variant == Variant::kStep) {
       exchange_us = exchanges * machine_.launch_us;
       start_us = 0;
@@ -184,6 +190,18 @@ class TimeModel {
     return std::max(turns * latency, n * chunks(t) * pairs * kCellInstructions / 128);
   }
 
+  // With layer norm: rows through the cell, each in a block of its own. The first pass reads from the L2, and so does
+  // the cell where it reads what the sums did not want.
+  double row_cycles() const {
+    const double hidden = double(request_.hidden_size), passes = request_.backward ? 2 : 1;
+    const double rows = std::ceil(std::max(1.0, double(request_.batch) * double(request_.directions)) /
+                                  double(limits_.multiprocessors));
+    const double threads = row_threads(request_.hidden_size), at_once = std::floor(kRowThreads / threads);
+    const double latency =
+        kRowSums * kRowSumCycles + (1 + passes) * kL2Cycles + passes * std::ceil(hidden / threads) * kCellCycles;
+    return std::max(std::ceil(rows / at_once) * latency, rows * hidden * (1 + passes) * kCellInstructions / 128);
+  }
+
   // What a block of a cluster sends to the others for the next product of this shape.
   double exchange_bytes(const Tiling& t, const ProductShape& p) const {
     if (t.variant != Variant::kCluster || t.cluster == 1) return 0;
@@ -192,10 +210,12 @@ class TimeModel {
            t.cluster;
   }
 
-  // Gates in and states out, to and from device memory: 4 + 2 values a pair forward, twice that backward.
+  // Gates in and states out, to and from device memory: gates + 2 values a pair forward, twice that backward; with layer
+  // norm 4 and 8 more.
   double traffic_bytes() const {
     const double pairs = double(request_.batch) * double(request_.hidden_size) * double(request_.directions);
-    return pairs * (request_.backward ? 12 : 6) * accumulation_bytes(request_.math);
+    const double values = request_.gates + 2 + (request_.normalised ? 4 : 0);
+    return pairs * values * (request_.backward ? 2 : 1) * accumulation_bytes(request_.math);
   }
 
   const Request& request_;

@@ -14,7 +14,7 @@ CUSTOMLSTM_DEVICE int64_t first_index(int grid_x) {
 
 // Which matrix of the step an operand A is, and from what it is read.
 enum class Packing : int32_t {
-  kGates,                  // rows: gate by gate the units of a block; depth: hidden state; from w_hh [4H, P]
+  kGates,                  // rows: gate by gate the units of a block; depth: hidden state; from w_hh [GH, P]
   kProjection,             // rows: hidden state; depth: unit; from w_hr [P, H]
   kGatesTransposed,        // rows: hidden state; depth: gate by gate all units, each gate padded; from w_hh
   kProjectionTransposed,   // rows: unit; depth: hidden state; from w_hr
@@ -27,7 +27,7 @@ struct PackWeights {
     typename M::Element* to;
     Packing packing;
     ProductShape shape;
-    int64_t hidden_size, state_size, directions;
+    int64_t hidden_size, state_size, directions, gates;
     int32_t units;   // rows of a block: units or state rows
     int32_t grid;
   };
@@ -80,7 +80,7 @@ struct PackWeights {
     }
     if (i < 0 || j < 0) return typename M::S(0);
     const bool gates = p.packing == Packing::kGates || p.packing == Packing::kGatesTransposed;
-    const device::Global<const typename M::T> from(p.from[direction], (gates ? 4 * h : s) * columns,
+    const device::Global<const typename M::T> from(p.from[direction], (gates ? p.gates * h : s) * columns,
                                                    gates ? "weight_hh" : "weight_hr");
     return M::widen(from.read(i * columns + j));
   }
@@ -144,7 +144,7 @@ struct PrepareForward {
 
   static CUSTOMLSTM_DEVICE void run(const Params& p) {
     const Sizes& g = p.size;
-    const int64_t stride = int64_t(p.grid) * device::block_threads(), gate_rows = 4 * g.hidden_size;
+    const int64_t stride = int64_t(p.grid) * device::block_threads(), gate_rows = g.gates * g.hidden_size;
     const device::Global<S> bias(p.bias, g.directions * gate_rows, "bias");
     for (int64_t i = first_index(p.grid); i < g.directions * gate_rows; i += stride) {
       S sum = S(0);
@@ -155,14 +155,15 @@ struct PrepareForward {
       }
       bias.write(i, sum);
     }
-    const int64_t cells = g.directions * g.batch * g.hidden_size, states = g.directions * g.batch * g.state_size;
+    const int64_t width = g.cell_states * g.hidden_size, cells = g.directions * g.batch * width;
+    const int64_t states = g.directions * g.batch * g.state_size;
     const device::Global<const T> c_0(p.c_0, p.c_0 ? cells : 0, "c_0"), h_0(p.h_0, p.h_0 ? states : 0, "h_0");
     const device::Global<T> c_n(p.c_n, cells, "c_n"), h_n(p.h_n, states, "h_n");
     const device::Global<S> c(p.c, cells, "c");
     for (int64_t i = first_index(p.grid); i < cells; i += stride) {
       const S x = p.c_0 ? M::widen(c_0.read(i)) : S(0);
       c.write(i, x);
-      if (length_of(g, p.sequences, i / g.hidden_size % g.batch) == 0) c_n.write(i, M::narrow(x));
+      if (length_of(g, p.sequences, i / width % g.batch) == 0) c_n.write(i, M::narrow(x));
     }
     const int64_t groups = g.directions * p.tiling.column_blocks;
     const int columns = p.tiling.columns, column_tiles = columns / kTileColumns;
@@ -198,7 +199,7 @@ struct PrepareBackward {
 
   static CUSTOMLSTM_DEVICE void run(const Params& p) {
     pass(p, p.grad_h_n, p.grad_h_0, p.size.state_size);
-    pass(p, p.grad_c_n, p.grad_c_0, p.size.hidden_size);
+    pass(p, p.grad_c_n, p.grad_c_0, p.size.cell_states * p.size.hidden_size);
   }
   static CUSTOMLSTM_DEVICE void pass(const Params& p, const T* from, T* to, int64_t width) {
     if (!to) return;

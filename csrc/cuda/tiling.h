@@ -1,11 +1,9 @@
 // How a recurrence is cut into blocks, and what of it lies where. The plan chooses a Tiling; the driver and the
 // kernels derive every size from it here, so that none can disagree with another.
 //
-// A block owns `units` hidden units (4 gate rows each) and `columns` sequences of one direction. Blocks of one
-// direction and one slice of columns form a group: only they exchange hidden states.
+// A block owns `units` hidden units (a row for each of their gates) and `columns` sequences of one direction. Blocks of
+// one direction and one slice of columns form a group: only they exchange hidden states.
 #pragma once
-
-#include <cstdint>
 
 #include "params.h"
 
@@ -19,10 +17,15 @@ namespace customlstm {
 namespace cuda {
 
 enum class Variant : int32_t { kStep = 0, kGrid = 1, kCluster = 2 };
+constexpr int32_t kVariants = 3;
+
+CUSTOMLSTM_HOST_DEVICE const char* name_of(Variant variant) {
+  return variant == Variant::kStep ? "step" : variant == Variant::kGrid ? "grid" : "cluster";
+}
 
 struct Tiling {
   Variant variant;
-  int32_t units;         // hidden units a block: a multiple of 8 (16 backward)
+  int32_t units;         // hidden units a block: a multiple of 8, of 16 backward and for an odd number of gates
   int32_t state_rows;    // with projection: rows of the hidden state a block computes, a multiple of 16; else 0
   int32_t columns;       // sequences a block, a multiple of 8 * column_tiles
   int32_t column_tiles;  // tiles of 8 columns whose accumulators a warp holds at once: 1 or 4, float64 1
@@ -30,6 +33,7 @@ struct Tiling {
   int32_t unit_blocks;   // gridDim.x
   int32_t column_blocks; // gridDim.y; gridDim.z are the directions
   int32_t cluster;       // blocks of a cluster: unit_blocks for kCluster, else 1
+  int32_t gates;         // of the cell: rows of W_hh a unit
 };
 
 // A product's operands are stored as tiles in the order in which a warp reads them (math.h): A (weights) in tiles
@@ -67,9 +71,9 @@ CUSTOMLSTM_HOST_DEVICE int32_t depths_in_flight(MathKind math, Variant variant, 
   return fit < most ? fit : most;
 }
 
-// One of the two products of a step. Forward: gates (rows 4 * units a block, depth P) and projection (state_rows,
-// depth H). Backward: that with W_hh transposed (rows: units, or state_rows with projection; depth 4H) and that with
-// W_hr transposed (rows: units, depth P).
+// One of the two products of a step. Forward: gates (rows gates * units a block, depth P) and projection (state_rows,
+// depth H). Backward: that with W_hh transposed (rows: units, or state_rows with projection; depth gates * H) and that
+// with W_hr transposed (rows: units, depth P).
 struct ProductShape {
   int32_t row_tiles;     // of 16, a block
   int64_t blocks;        // blocks along the rows
@@ -77,11 +81,11 @@ struct ProductShape {
   CUSTOMLSTM_HOST_DEVICE int64_t weight_tiles() const { return blocks * row_tiles * depth_tiles; }
 };
 
-// Forward keeps the depth in order. Backward's depth 4H is gate by gate, each gate padded to whole tiles.
+// Forward keeps the depth in order. Backward's depth is gate by gate, each gate padded to whole tiles.
 CUSTOMLSTM_HOST_DEVICE int64_t padded_depth(int64_t size, MathKind math) { return round_up(size, tile_depth(math)); }
 
 CUSTOMLSTM_HOST_DEVICE ProductShape gate_product(const Tiling& t, int64_t state_size, MathKind math) {
-  return {4 * t.units / kTileRows, t.unit_blocks, padded_depth(state_size, math) / tile_depth(math)};
+  return {int32_t(int64_t(t.gates) * t.units / kTileRows), t.unit_blocks, padded_depth(state_size, math) / tile_depth(math)};
 }
 CUSTOMLSTM_HOST_DEVICE ProductShape projection_product(const Tiling& t, int64_t hidden_size, MathKind math) {
   return {t.state_rows / kTileRows, t.unit_blocks, padded_depth(hidden_size, math) / tile_depth(math)};
@@ -89,7 +93,7 @@ CUSTOMLSTM_HOST_DEVICE ProductShape projection_product(const Tiling& t, int64_t 
 CUSTOMLSTM_HOST_DEVICE ProductShape gate_gradient_product(const Tiling& t, int64_t hidden_size, bool projection,
                                                           MathKind math) {
   return {(projection ? t.state_rows : t.units) / kTileRows, t.unit_blocks,
-          4 * padded_depth(hidden_size, math) / tile_depth(math)};
+          t.gates * padded_depth(hidden_size, math) / tile_depth(math)};
 }
 CUSTOMLSTM_HOST_DEVICE ProductShape projection_gradient_product(const Tiling& t, int64_t state_size, MathKind math) {
   return {t.units / kTileRows, t.unit_blocks, padded_depth(state_size, math) / tile_depth(math)};

@@ -83,7 +83,8 @@ CellArgs::CellArgs(const std::string& name, const std::vector<double>& args) {
   }
   registered_ = find_cell(name);
   check(registered_ != nullptr, "no cell is registered as \"", printable(name),
-        "\" in this process: import the module whose @customlstm.cell it is and call customlstm.jit.register(cell, dtype)");
+        "\" in this process: import the module whose @customlstm.cell it is and call "
+        "customlstm.jit.register(cell, dtype, device)");
   check(args.empty(), "cell_args has ", args.size(), " values, expected none for the cell ", name);
   unit_parameters_ = registered_->unit_parameters;
 }

@@ -3,6 +3,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <tuple>
 
 #include "checks.h"
 
@@ -15,6 +16,7 @@ constexpr int64_t kMaxGates = 8, kMaxStates = 4, kMaxSaved = 16;
 struct Registry {
   std::mutex mutex;
   std::map<std::string, std::unique_ptr<RegisteredCell>> cells;
+  std::map<std::tuple<const RegisteredCell*, cuda::MathKind, int>, std::unique_ptr<cuda::WrittenKernels>> cuda;
 };
 
 Registry& registry() {
@@ -33,6 +35,13 @@ const RegisteredCell* find_cell(const std::string& name) {
   const std::lock_guard<std::mutex> lock(all.mutex);
   const auto found = all.cells.find(name);
   return found == all.cells.end() ? nullptr : found->second.get();
+}
+
+const cuda::WrittenKernels* find_cuda_kernels(const RegisteredCell& cell, cuda::MathKind math, int capability) {
+  Registry& all = registry();
+  const std::lock_guard<std::mutex> lock(all.mutex);
+  const auto found = all.cuda.find({&cell, math, capability});
+  return found == all.cuda.end() ? nullptr : found->second.get();
 }
 
 void register_cell(const std::string& name, const CellSizes& sizes, const std::vector<std::string>& unit_parameters) {
@@ -63,6 +72,16 @@ void register_cpu_kernels(const std::string& name, StorageType type, const CellK
   check(found != all.cells.end(), "no cell is registered as ", name);
   std::atomic<const CellKernels*>& own = found->second->cpu[static_cast<int>(type)];
   if (own == nullptr) own = new CellKernels(kernels);
+}
+
+void register_cuda_kernels(const std::string& name, cuda::MathKind math, int capability,
+                           const cuda::WrittenKernels& kernels) {
+  Registry& all = registry();
+  const std::lock_guard<std::mutex> lock(all.mutex);
+  const auto found = all.cells.find(name);
+  check(found != all.cells.end(), "no cell is registered as ", name);
+  std::unique_ptr<cuda::WrittenKernels>& own = all.cuda[{found->second.get(), math, capability}];
+  if (own == nullptr) own.reset(new cuda::WrittenKernels(kernels));
 }
 
 }  // namespace customlstm

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../cpu/kernels.h"
+#include "../cuda/written_kernels.h"
 
 namespace customlstm {
 
@@ -21,11 +22,16 @@ struct RegisteredCell {
   std::atomic<const CellKernels*> cpu[kStorageTypes] = {};
 };
 
+// Its kernels on GPUs of that compute capability (90 for 9.0), or null: not compiled for them.
+const cuda::WrittenKernels* find_cuda_kernels(const RegisteredCell& cell, cuda::MathKind math, int capability);
+
 // The cell of that name, or null; lives for ever.
 const RegisteredCell* find_cell(const std::string& name);
 
 // Throws std::runtime_error where the name is taken by a cell of other sizes, or they are no cell's.
 void register_cell(const std::string& name, const CellSizes& sizes, const std::vector<std::string>& unit_parameters);
 void register_cpu_kernels(const std::string& name, StorageType type, const CellKernels& kernels);
+void register_cuda_kernels(const std::string& name, cuda::MathKind math, int capability,
+                           const cuda::WrittenKernels& kernels);
 
 }  // namespace customlstm

@@ -14,6 +14,7 @@
 #include <mutex>
 
 #include "../cuda/kernels.h"
+#include "cuda_norm.h"
 #include "matrices.h"
 
 // cuBLAS is in the process, torch brought it; a header and a library of it would be needed for this one function.
@@ -22,8 +23,6 @@ extern "C" __attribute__((visibility("default"))) int cublasGetMathMode(void* ha
 namespace customlstm {
 
 namespace {
-
-constexpr int64_t kGates = 4;   // of every cell that the CUDA kernels were compiled for
 
 using cuda::MathKind;
 using torch::stable::new_empty;
@@ -49,6 +48,17 @@ bool tf32_allowed() {
   const int status = cublasGetMathMode(handle, &mode);
   check(status == 0, "cublasGetMathMode failed with status ", status);
   return mode == kTf32TensorOpMath;
+}
+
+const char* text_of(MathKind math) {
+  switch (math) {
+    case MathKind::kFma32: return "float32";
+    case MathKind::kFma64: return "float64";
+    case MathKind::kBFloat16: return "bfloat16";
+    case MathKind::kFloat16: return "float16";
+    case MathKind::kTf32: return "float32 in TF32";
+  }
+  return "unknown";
 }
 
 MathKind math_kind(StorageType type) {
@@ -80,13 +90,14 @@ cuda::Tiling find_tiling(const cuda::Request& request, int device, int32_t force
 // The plan's answers, kept: to find one takes longer than to run a step.
 cuda::Tiling tiling_for(const cuda::Request& request, int device) {
   constexpr size_t kMost = 4096;   // sizes vary from call to call; then start afresh
-  using Key = std::array<int64_t, 11>;
+  using Key = std::array<int64_t, 13>;
   static std::mutex mutex;
   static std::map<Key, cuda::Tiling> known;
   const int32_t forced = cuda::variant_named(std::getenv("CUSTOMLSTM_CUDA_VARIANT"));
   const Key key = {device,          forced,           request.steps,      request.batch,
                    request.hidden_size, request.state_size, request.directions, request.projection,
-                   request.backward, request.ragged,   static_cast<int64_t>(request.math)};
+                   request.backward, request.ragged,   static_cast<int64_t>(request.math), request.gates,
+                   request.normalised};
   {
     const std::lock_guard<std::mutex> lock(mutex);
     const auto found = known.find(key);
@@ -124,10 +135,9 @@ class Call : public LayerCall {
         input_bytes(static_cast<int64_t>(a.input.element_size())),
         saved_bytes(type == StorageType::kFloat64 ? 8 : 4),
         one_length_(sequences.lengths().empty() && !sequences.device_lengths()),
-        sizes_{size.steps,      size.batch,      size.rows, size.hidden_size,
-               size.state_size, size.directions, a.bias,    a.projection} {
-    check(cell.registered() == nullptr, "the cell ", a.cell, " has no CUDA kernel");
-    check(cell.kind() != CellKind::kNormalised, "layer norm has no CUDA kernel yet; use backend='reference'");
+        written_(written_kernels()),
+        sizes_{size.steps,      size.batch,   size.rows,     size.hidden_size, size.state_size,
+               size.directions, cell.gates(), cell.states(), a.bias,           a.projection} {
     if (!one_length_) put_on_device();
     sequences_.resets = sequences.resets();
     sequences_.recurrent_mask = recurrent_mask();
@@ -142,19 +152,24 @@ class Call : public LayerCall {
     p.sequences = sequences_;
     for (int64_t d = 0; d < size.directions; ++d) {
       const WeightPointers w = weights(d);
-      p.weights[d] = {w.w_hh, w.b_ih, w.b_hh, w.w_hr, {}};
+      p.weights[d] = {w.w_hh, w.b_ih, w.b_hh, w.w_hr, {}, {}};
       std::copy(std::begin(w.unit_parameters), std::end(w.unit_parameters), p.weights[d].unit_parameters);
+      for (int place = 0; place < kNormPlaces; ++place) {
+        p.weights[d].norms[place] = {w.norms[place].gain, w.norms[place].bias};
+      }
     }
     p.cell = {cell.kind(), cell.params(type), cell.tables(type), cell.table_count(),
-              static_cast<int32_t>(unit_parameters())};
+              static_cast<int32_t>(unit_parameters()), written_, arguments.cell.c_str(), {}};
+    for (int place = 0; place < kNormPlaces; ++place) p.cell.norms[place] = cell.norm(place);
     p.c_0 = c_0.data();
   }
 
   cuda::Request request(int64_t steps, bool backward) const {
     return {steps,           size.batch,           size.hidden_size, size.state_size,
             size.directions, arguments.projection, backward,         !one_length_,
-            math};
+            math,            static_cast<int32_t>(cell.gates()), is_normalised()};
   }
+  bool is_normalised() const { return cell.kind() == CellKind::kNormalised; }
 
   // The input as a matrix [rows, L]. A transposed view (batch_first) is copied here: the kernels read their part of
   // the gates row by row in the order of time, so one copy is needed either way, and the input is the smallest.
@@ -171,7 +186,7 @@ class Call : public LayerCall {
     return copy;
   }
 
-  // W_ih of all directions, one below the other: [D * 4H, L].
+  // W_ih of all directions, one below the other: [D * G * H, L].
   Tensor input_weights() const {
     if (size.directions == 1) return arguments.weights[0];
     return concatenated({arguments.weights[0], arguments.weights[per_direction]});
@@ -207,7 +222,8 @@ class Call : public LayerCall {
   // Whether every sequence has all steps, as far as the host knows.
   bool one_length() const { return one_length_; }
   std::vector<int64_t> h_shape() const { return {size.directions, size.batch, size.state_size}; }
-  std::vector<int64_t> c_shape() const { return {size.directions, size.batch, size.hidden_size}; }
+  std::vector<int64_t> c_shape() const { return {size.directions, size.batch, cell.states() * size.hidden_size}; }
+  int64_t gates_width() const { return cell.gates() * hidden_width(); }
 
   const int device;
   const MathKind math;
@@ -252,7 +268,19 @@ class Call : public LayerCall {
     return math_kind(type);
   }
 
+  // Null for a cell that is always there.
+  const cuda::WrittenKernels* written_kernels() const {
+    if (cell.registered() == nullptr) return nullptr;
+    const int capability = supported_limits(device).capability;
+    const cuda::WrittenKernels* found = find_cuda_kernels(*cell.registered(), math, capability);
+    check(found != nullptr, "the cell ", arguments.cell, " has no CUDA kernel for ", text_of(math),
+          " on compute capability ", capability / 10, ".", capability % 10,
+          " in this process; call customlstm.jit.register(cell, dtype, device) first, or use backend='reference'");
+    return found;
+  }
+
   const bool one_length_;
+  const cuda::WrittenKernels* const written_;
   const cuda::Sizes sizes_;
   cuda::Sequences sequences_ = {};
   std::optional<Tensor> integers_;   // what sequences_ points to
@@ -264,7 +292,7 @@ int64_t steps_at_once(const Call& call, int64_t save) {
   const LayerSizes& size = call.size;
   const bool can_cut = save < 2 && size.directions == 1 && call.one_length() && call.input_bytes == call.saved_bytes;
   if (!can_cut) return size.steps;
-  const int64_t step_bytes = size.batch * kGates * size.hidden_size * call.saved_bytes;
+  const int64_t step_bytes = size.batch * call.gates_width() * call.saved_bytes;
   return std::min(size.steps, std::max<int64_t>(1, CUSTOMLSTM_CHUNK_BYTES / step_bytes));
 }
 
@@ -277,10 +305,17 @@ void enqueue(const Call& call, cuda::ForwardParams& p) {
 
 // All steps; `gates` is the saved tensor or empty.
 void run_at_once(const Call& call, cuda::ForwardParams p, Tensor& gates) {
-  const int64_t width = kGates * call.hidden_width();
-  // In training the projection of the input is written where the kernel then puts the gates: no second array.
-  // (With a fifth value a unit the rows of the two would not be the same.)
-  const bool in_place = gates.numel() > 0 && call.saved_values() == kGates;
+  const int64_t width = call.gates_width();
+  // In training the projection of the input is written where the kernel then puts what it saves: no second array. A
+  // thread reads all gates of a unit before it writes there. (With more or fewer values a unit the rows of the two
+  // would not be the same; layer norm finds it among others.)
+  const bool in_place = gates.numel() > 0 && call.saved_values() == call.cell.gates();
+  if (gates.numel() > 0 && !in_place && call.is_normalised()) {
+    project_input_into(call, call.input_rows(), gates);
+    p.gates_x = gates.const_data_ptr();
+    enqueue(call, p);
+    return;
+  }
   const Tensor x_part = in_place ? gates : call.empty({call.size.rows, width}, call.saved_type());
   Tensor out = matrix(x_part, call.size.rows, width);
   multiply(call.input_rows(), transposed(call.input_weights()), out);
@@ -291,7 +326,7 @@ void run_at_once(const Call& call, cuda::ForwardParams p, Tensor& gates) {
 // `steps` steps at a time, in one direction, of sequences of one length.
 void run_in_pieces(const Call& call, const cuda::ForwardParams& whole, int64_t steps) {
   const LayerSizes& size = call.size;
-  const int64_t width = kGates * size.hidden_size;
+  const int64_t width = call.gates_width();
   const Tensor weights = transposed(call.input_weights());
   Tensor x = call.input_rows();
   const Tensor x_part = call.empty({steps * size.batch, width}, call.saved_type());
@@ -312,7 +347,7 @@ void run_in_pieces(const Call& call, const cuda::ForwardParams& whole, int64_t s
     p.sequences.zoneout_h.mask = advance(whole.sequences.zoneout_h.mask, row * size.state_size, 1);
     p.sequences.zoneout_c.mask = advance(whole.sequences.zoneout_c.mask, row * size.hidden_size, 1);
     p.output = advance(whole.output, row * size.state_size, call.input_bytes);
-    p.c_all = advance(whole.c_all, row * size.hidden_size, call.saved_bytes);
+    p.c_all = advance(whole.c_all, row * call.cell_width(), call.saved_bytes);
     const bool to_results = (pieces - 1 - k) % 2 == 0;
     p.h_n = to_results ? whole.h_n : h.mutable_data_ptr();
     p.c_n = to_results ? whole.c_n : c.mutable_data_ptr();
@@ -333,7 +368,7 @@ LayerResult cuda_layer_forward(const LayerArguments& a, int64_t save) {
     return want ? call.rows_tensor(last, saved_type) : call.empty({0}, saved_type);
   };
   Tensor output = call.rows_tensor({call.output_width()}, input_type);
-  Tensor c_all = rows_if(save >= 1, {call.hidden_width()});
+  Tensor c_all = rows_if(save >= 1, {call.cell_width()});
   // What lies beyond a length in the gates is read by no one.
   Tensor gates = call.empty(save == 2 ? call.rows_shape({size.directions, call.saved_values(), size.hidden_size})
                                       : std::vector<int64_t>{0}, saved_type);
@@ -380,14 +415,21 @@ Tensor part_of_sums(const Call& call, const Tensor& sums, int64_t first, int64_t
   return grad;
 }
 
-// The gradients of the weights from those of the pre-activations, grad_gates [rows, D, 4, H], and of the hidden state
-// before the projection's transpose, grad_state [rows, D, P]: products with what was multiplied in forward. Those of the
-// cell's own parameters are sums of grad_parameters [rows, D, unit parameters, H].
-std::vector<Tensor> weight_gradients(const Call& call, const SavedTensors& saved, const Tensor& grad_gates,
-                                     const Tensor& grad_parameters, const Tensor& grad_state,
+// What the recurrence leaves.
+struct RecurrenceGradients {
+  Tensor gates;            // [rows, D, G, H]: of the pre-activations, with layer norm of W_hh h
+  Tensor input_products;   // of W_ih x, which is the same tensor where neither product is normalised
+  Tensor parameters;       // [rows, D, unit parameters, H], or empty: not wanted
+  Tensor state;            // [rows, D, P]: of the hidden state, before the projection's transpose
+  Tensor norm_sums;        // see cuda_norm.h
+};
+
+// The gradients of the weights: products with what was multiplied in forward; those of the cell's own parameters and of
+// what is added to the gates are sums over the rows.
+std::vector<Tensor> weight_gradients(const Call& call, const SavedTensors& saved, const RecurrenceGradients& from,
                                      const std::vector<int64_t>& needs) {
   const LayerSizes& size = call.size;
-  const int64_t gate_rows = kGates * size.hidden_size, all_gates = size.directions * gate_rows;
+  const int64_t gate_rows = call.cell.gates() * size.hidden_size, all_gates = call.gates_width();
   const int64_t count = static_cast<int64_t>(call.arguments.weights.size());
   // Weight k of each direction: 0 w_ih, 1 w_hh, then b_ih and b_hh if there are, then w_hr, then the cell's own.
   const auto wanted = [&](int64_t d, int64_t k) { return needs[3 + d * call.per_direction + k] != 0; };
@@ -395,35 +437,43 @@ std::vector<Tensor> weight_gradients(const Call& call, const SavedTensors& saved
   const int64_t w_hr = call.w_hr_index(), first_parameter = call.first_unit_parameter();
   const bool bias = call.arguments.bias, projection = call.arguments.projection;
 
-  std::optional<Tensor> x, previous, hidden, sums, parameter_sums;
+  std::optional<Tensor> x, previous, hidden, sums, parameter_sums, norm_sums;
   if (anywhere(0)) x = call.input_rows_without_padding();
   if (anywhere(1)) previous = previous_hidden(call, saved.output);
-  if (bias && (anywhere(2) || anywhere(3))) {
-    sums = column_sums(matrix(grad_gates, size.rows, all_gates), call.saved_type());
+  if (bias && (anywhere(2) || anywhere(3)) && !call.is_normalised()) {
+    sums = column_sums(matrix(from.gates, size.rows, all_gates), call.saved_type());
+  }
+  if (from.norm_sums.numel() > 0) {
+    norm_sums = column_sums(matrix(from.norm_sums, size.batch, from.norm_sums.numel() / size.batch), call.saved_type());
   }
   if (projection && anywhere(w_hr)) {
     hidden = call.saved_type() == call.input_type() ? saved.hidden
                                                     : torch::stable::to(saved.hidden, call.input_type());
   }
-  if (grad_parameters.numel() > 0) {
+  if (from.parameters.numel() > 0) {
     const int64_t width = call.unit_parameters() * call.hidden_width();
-    parameter_sums = column_sums(matrix(grad_parameters, size.rows, width), call.saved_type());
+    parameter_sums = column_sums(matrix(from.parameters, size.rows, width), call.saved_type());
   }
   std::vector<Tensor> grads;
   for (int64_t n = 0; n < count; ++n) {
     const int64_t d = n / call.per_direction, k = n % call.per_direction;
-    const auto gates = [&] { return transposed(matrix(grad_gates, size.rows, all_gates, d * gate_rows, gate_rows)); };
+    const auto gates = [&](const Tensor& of) {
+      return transposed(matrix(of, size.rows, all_gates, d * gate_rows, gate_rows));
+    };
+    const std::optional<SumRange> in_norms = range_in_norm_sums(call, d, k);
     if (!wanted(d, k)) {
       grads.push_back(call.empty({0}, call.input_type()));
     } else if (k == 0) {
-      grads.push_back(product(gates(), *x));
+      grads.push_back(product(gates(from.input_products), *x));
     } else if (k == 1) {
       const Tensor own = torch::stable::select(*previous, 0, d);
-      grads.push_back(product(gates(), own));
+      grads.push_back(product(gates(from.gates), own));
     } else if (projection && k == w_hr) {
-      const Tensor state = matrix(grad_state, size.rows, call.output_width(), d * size.state_size, size.state_size);
+      const Tensor state = matrix(from.state, size.rows, call.output_width(), d * size.state_size, size.state_size);
       const Tensor own = matrix(*hidden, size.rows, call.hidden_width(), d * size.hidden_size, size.hidden_size);
       grads.push_back(product(transposed(state), own));
+    } else if (in_norms) {
+      grads.push_back(part_of_sums(call, *norm_sums, in_norms->first, in_norms->count));
     } else if (k >= first_parameter) {
       const int64_t at = d * call.unit_parameters() + k - first_parameter;
       grads.push_back(part_of_sums(call, *parameter_sums, at * size.hidden_size, size.hidden_size));
@@ -469,17 +519,22 @@ LayerGradients cuda_layer_backward(const LayerArguments& a, const SavedTensors& 
 
   const ScalarType input_type = call.input_type();
   const Contiguous grad_output(grads.output), grad_h_n(grads.h_n), grad_c_n(grads.c_n), grad_c_all(grads.c_all);
-  const Tensor grad_gates = call.rows_tensor({size.directions, kGates, size.hidden_size}, input_type);
-  const Tensor grad_state =
-      a.projection ? call.rows_tensor({size.directions, size.state_size}, input_type) : call.empty({0}, input_type);
-  bool wants_parameters = false;
-  for (size_t k = 0; k < a.weights.size(); ++k) {
-    const bool own = static_cast<int64_t>(k) % call.per_direction >= call.first_unit_parameter();
-    wants_parameters = wants_parameters || (own && needs[3 + k] != 0);
+  bool wants_parameters = false, wants_input_products = needs[0] != 0;
+  for (size_t n = 0; n < a.weights.size(); ++n) {
+    const int64_t k = static_cast<int64_t>(n) % call.per_direction, own = k - call.first_unit_parameter();
+    wants_parameters = wants_parameters || (own >= 0 && own < call.unit_parameters() && needs[3 + n] != 0);
+    wants_input_products = wants_input_products || (k == 0 && needs[3 + n] != 0);
   }
-  const Tensor grad_parameters =
-      wants_parameters ? call.rows_tensor({size.directions, call.unit_parameters(), size.hidden_size}, call.saved_type())
-                       : call.empty({0}, call.saved_type());
+  const auto grad_of_gates = [&] { return call.rows_tensor({size.directions, call.cell.gates(), size.hidden_size}, input_type); };
+  const bool two_products = wants_input_products && (call.cell.norm(kNormInput) || call.cell.norm(kNormRecurrent));
+  const Tensor grad_gates = grad_of_gates();
+  const ScalarType saved_type = call.saved_type();
+  const RecurrenceGradients own = {
+      grad_gates, two_products ? grad_of_gates() : grad_gates,
+      wants_parameters ? call.rows_tensor({size.directions, call.unit_parameters(), size.hidden_size}, saved_type)
+                       : call.empty({0}, saved_type),
+      a.projection ? call.rows_tensor({size.directions, size.state_size}, input_type) : call.empty({0}, input_type),
+      norm_sums(call, needs)};
   Tensor grad_h_0 = call.empty(needs[1] ? call.h_shape() : std::vector<int64_t>{0}, input_type);
   Tensor grad_c_0 = call.empty(needs[2] ? call.c_shape() : std::vector<int64_t>{0}, input_type);
 
@@ -491,9 +546,11 @@ LayerGradients cuda_layer_backward(const LayerArguments& a, const SavedTensors& 
   p.grad_h_n = grad_h_n.data();
   p.grad_c_n = grad_c_n.data();
   p.grad_c_all = grad_c_all.data();
-  p.grad_gates = grad_gates.mutable_data_ptr();
-  p.grad_unit_parameters = wants_parameters ? grad_parameters.mutable_data_ptr() : nullptr;
-  p.grad_state = a.projection ? grad_state.mutable_data_ptr() : nullptr;
+  p.grad_gates = own.gates.mutable_data_ptr();
+  p.grad_input_products = two_products ? own.input_products.mutable_data_ptr() : nullptr;
+  p.grad_unit_parameters = wants_parameters ? own.parameters.mutable_data_ptr() : nullptr;
+  p.norm_sums = own.norm_sums.numel() > 0 ? own.norm_sums.mutable_data_ptr() : nullptr;
+  p.grad_state = a.projection ? own.state.mutable_data_ptr() : nullptr;
   p.grad_h_0 = needs[1] ? grad_h_0.mutable_data_ptr() : nullptr;
   p.grad_c_0 = needs[2] ? grad_c_0.mutable_data_ptr() : nullptr;
   const cuda::Tiling tiling = tiling_for(call.request(size.steps, true), call.device);
@@ -507,9 +564,9 @@ LayerGradients cuda_layer_backward(const LayerArguments& a, const SavedTensors& 
   if (needs[0]) {
     // Both directions at once: their gradients lie side by side, their weights one below the other.
     Tensor out = matrix(grad_input, size.rows, size.input_size);
-    multiply(matrix(grad_gates, size.rows, kGates * call.hidden_width()), call.input_weights(), out);
+    multiply(matrix(own.input_products, size.rows, call.gates_width()), call.input_weights(), out);
   }
-  return {grad_input, grad_h_0, grad_c_0, weight_gradients(call, saved, grad_gates, grad_parameters, grad_state, needs)};
+  return {grad_input, grad_h_0, grad_c_0, weight_gradients(call, saved, own, needs)};
 }
 
 }  // namespace customlstm

@@ -2,8 +2,9 @@
 //
 //   cuda_plan(int[] request, int[] limits, int forced) -> (int[], str, float)
 //
-//   request  steps, batch, hidden_size, state_size, directions, projection, backward, ragged, math
+//   request  steps, batch, hidden_size, state_size, directions, projection, backward, ragged, math, gates, layer norm
 //            math: 0 float32 by multiply-adds, 1 float64, 2 bfloat16, 3 float16, 4 TF32
+//            gates: of the cell
 //   limits   capability, multiprocessors, shared_bytes, l2_bytes, cluster_blocks, clusters, cooperative
 //   forced   -1, or a variant: 0 step, 1 grid, 2 cluster
 //   results  the tiling: variant, units, state_rows, columns, column_tiles, warps, unit_blocks, column_blocks, cluster;
@@ -24,7 +25,7 @@ namespace customlstm {
 
 namespace {
 
-constexpr size_t kRequestFields = 9, kLimitFields = 7;
+constexpr size_t kRequestFields = 11, kLimitFields = 7;
 
 int32_t narrow(const char* name, int64_t value) {
   check(value >= 0 && value <= INT32_MAX, "limits: ", name, " is ", value, ", expected 0 to ", INT32_MAX);
@@ -37,10 +38,13 @@ std::tuple<std::vector<int64_t>, std::string, double> cuda_plan(std::vector<int6
   check(limits.size() == kLimitFields, "limits has ", limits.size(), " numbers, expected ", kLimitFields);
   check(request[8] >= 0 && request[8] < cuda::kMathKinds, "request: math is ", request[8], ", expected 0 to ",
         cuda::kMathKinds - 1);
+  check(request[9] >= 1 && request[9] <= cuda::kMostGates, "request: gates is ", request[9], ", expected 1 to ",
+        cuda::kMostGates);
   check(forced >= -1 && forced < cuda::kVariants, "forced is ", forced, ", expected -1 to ", cuda::kVariants - 1);
   const cuda::Request wanted = {request[0],      request[1],      request[2],
                                 request[3],      request[4],      request[5] != 0,
-                                request[6] != 0, request[7] != 0, static_cast<cuda::MathKind>(request[8])};
+                                request[6] != 0, request[7] != 0, static_cast<cuda::MathKind>(request[8]),
+                                static_cast<int32_t>(request[9]), request[10] != 0};
   const cuda::DeviceLimits device = {narrow("capability", limits[0]),
                                      narrow("multiprocessors", limits[1]),
                                      narrow("shared_bytes", limits[2]),

@@ -6,7 +6,6 @@ first needs it (:mod:`customlstm.jit`). Nothing is traced or compiled by importi
 
 from __future__ import annotations
 
-import copy
 import functools
 import importlib
 import inspect
@@ -14,13 +13,17 @@ import re
 import secrets
 import textwrap
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .pointwise import Pointwise
+
+if TYPE_CHECKING:
+    from ..jit.program import Program
 
 __all__ = ["UserCell", "cell", "find"]
 
@@ -67,6 +70,27 @@ def cell(function: Callable[..., Any] | None = None) -> UserCell:
     return UserCell(function)
 
 
+@dataclass(frozen=True)
+class _Meaning:
+    """What a function was found to be when it was looked at.
+
+    Attributes:
+        gates, states, parameters: names of its arguments.
+        initial: what parameters with a default begin with.
+        operator: the name by which the operators know the cell.
+        program: what was traced, or None.
+        why_not: why nothing could be traced, and the function runs on the reference alone; or None.
+    """
+
+    gates: tuple[str, ...]
+    states: tuple[str, ...]
+    parameters: tuple[str, ...]
+    initial: Mapping[str, float]
+    operator: str
+    program: Program | None = None
+    why_not: str | None = None
+
+
 class UserCell:
     """A cell that is a function; made by :func:`cell`. Immutable, hashable, and picklable.
 
@@ -79,30 +103,29 @@ class UserCell:
 
     name: str
 
-    def __init__(self, function: Callable[..., Any] | None, program: Any = None, source: str = "") -> None:
+    def __init__(
+        self, function: Callable[..., Any] | None, program: Program | None = None, source: str = ""
+    ) -> None:
+        """Of a function that nobody has looked at yet, or of what was traced of it, or of both."""
         self._function = function
-        self._program = program
         self._source = source
-        self._why_not: str | None = None
-        self._looked = program is not None
-        self._operator = ""
-        self._names: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]] = ((), (), ())
-        self.initial: dict[str, float] = {}
+        self._meaning: _Meaning | None = None
         if function is not None:
             functools.update_wrapper(self, function, updated=())  # not its attributes, over those of the cell
             self.name = getattr(function, "__name__", type(function).__name__)
-        else:
+        elif program is not None:
             self.name = program.name
         if program is not None:
-            self._adopt(program)
+            self._meaning = _meaning_of(program)
+            _known.setdefault(self._meaning.operator, self)
 
     def __call__(self, *args: Tensor, **parameters: Tensor) -> Any:
         """The function itself."""
         if self._function is not None:
             return self._function(*args, **parameters)
-        gates, _, names = self._names
-        own = [parameters[name] for name in names]
-        h, new = self._program.forward(args[: len(gates)], args[len(gates) :], own)
+        gates = self.gates
+        own = [parameters[name] for name in self.unit_parameters]
+        h, new = self.program.forward(args[:gates], args[gates:], own)
         return (h, *new)
 
     def check(self) -> None:
@@ -112,54 +135,32 @@ class UserCell:
             CellError: it is no cell; the text names the line and the way out. A function that is one but
                 cannot be fused raises nothing here: see :attr:`why_not_fused`.
         """
-        if self._looked:
-            return
+        self._found()
+
+    def _found(self) -> _Meaning:
+        if self._meaning is not None:
+            return self._meaning
         from .. import jit  # loads torch.fx, which takes its time
 
         with _lock:
-            if self._looked:
-                return
-            try:
-                self._adopt(jit.trace(self._function))
-            except jit.CellError as error:
-                self._adopt_as_it_is(error)
-            self._looked = True
-
-    def _adopt(self, program: Any) -> None:
-        self._program = program
-        self._names = (program.gates, program.states, program.parameters)
-        self.initial = _given(program.parameters, program.defaults)
-        self._operator = self._operator_name(program.digest[:32])
-        _known.setdefault(self._operator, self)
-
-    def _adopt_as_it_is(self, error: Exception) -> None:
-        """For the reference alone, where the function at least returns h and states for tensors."""
-        from ..jit.signature import read_signature
-
-        signature = read_signature(self._function)
-        states = max(_states_of(self._function, signature, dtype) for dtype in (torch.float64, torch.float32))
-        if states == 0:
-            raise error
-        gates = len(signature.positional) - states
-        self._names = (signature.positional[:gates], signature.positional[gates:], signature.parameters)
-        self.initial = _given(signature.parameters, signature.defaults)
-        self._why_not = str(error)
-        # Known in this process only: in another one the same name must not mean another function.
-        self._operator = self._operator_name(secrets.token_hex(16))
-        _known[self._operator] = self
-
-    def _operator_name(self, identity: str) -> str:
-        return f"user.{re.sub(r'[^A-Za-z0-9_]', '_', self.name)[:20]}.{identity}"
+            if self._meaning is None:
+                try:
+                    found = _meaning_of(jit.trace(self._function))
+                    _known.setdefault(found.operator, self)
+                except jit.CellError as error:
+                    found = _meaning_untraced(self._function, error)
+                    _known[found.operator] = self
+                self._meaning = found
+            return self._meaning
 
     @property
-    def program(self) -> Any:
+    def program(self) -> Program | None:
         """The traced :class:`customlstm.jit.Program`, or None where :attr:`why_not_fused` says why.
 
         Raises:
             CellError: as :meth:`check`.
         """
-        self.check()
-        return self._program
+        return self._found().program
 
     @property
     def why_not_fused(self) -> str | None:
@@ -168,8 +169,7 @@ class UserCell:
         Raises:
             CellError: as :meth:`check`.
         """
-        self.check()
-        return self._why_not
+        return self._found().why_not
 
     @property
     def digest(self) -> str | None:
@@ -189,20 +189,22 @@ class UserCell:
     @property
     def gate_names(self) -> tuple[str, ...]:
         """Names of the gates, in the order of their rows in the weights."""
-        self.check()
-        return self._names[0]
+        return self._found().gates
 
     @property
     def state_names(self) -> tuple[str, ...]:
         """Names of the states besides h, in their order within c."""
-        self.check()
-        return self._names[1]
+        return self._found().states
 
     @property
     def unit_parameters(self) -> tuple[str, ...]:
         """Names of the parameters [hidden_size] that this cell adds to every layer and direction."""
-        self.check()
-        return self._names[2]
+        return self._found().parameters
+
+    @property
+    def initial(self) -> Mapping[str, float]:
+        """What the parameters that have a default begin with."""
+        return self._found().initial
 
     @property
     def gates(self) -> int:
@@ -231,15 +233,14 @@ class UserCell:
 
     def encode(self) -> tuple[str, list[float]]:
         """The ``cell`` and ``cell_args`` arguments of the operators."""
-        self.check()
-        return self._operator, []
+        return self._found().operator, []
 
     def pointwise(self, like: Tensor) -> Pointwise:
         """The function in the form in which the reference calls it; see :meth:`Cell.pointwise`."""
-        self.check()
-        if self._program is not None:
-            return self._program.forward
-        function, names = self._function, self._names[2]
+        found = self._found()
+        if found.program is not None:
+            return found.program.forward
+        function, names = self._function, found.parameters
 
         def run(
             a: Sequence[Tensor], states: Sequence[Tensor], p: Sequence[Tensor]
@@ -278,19 +279,45 @@ class UserCell:
             raise TypeError(
                 f"{self!r} cannot be pickled: it cannot be fused, so its function is all there is, and that "
                 f"is not {module}.{name}; define it at the top of a module. It cannot be fused because: "
-                f"{self._why_not}"
+                f"{self.why_not_fused}"
             )
         return _imported, (module, name)
 
     def __repr__(self) -> str:
-        return self.name if not self._looked else f"<cell {self}>"
+        return self.name if self._meaning is None else f"<cell {self}>"
 
     def __str__(self) -> str:
-        if not self._looked:
+        found = self._meaning
+        if found is None:
             return self.name
-        gates, states, parameters = self._names
-        own = f", *, {', '.join(parameters)}" if parameters else ""
-        return f"{self.name}({', '.join((*gates, *states))}{own})"
+        own = f", *, {', '.join(found.parameters)}" if found.parameters else ""
+        return f"{self.name}({', '.join((*found.gates, *found.states))}{own})"
+
+
+def _meaning_of(program: Program) -> _Meaning:
+    initial = _given(program.parameters, program.defaults)
+    operator = _operator_name(program.name, program.digest[:32])
+    return _Meaning(program.gates, program.states, program.parameters, initial, operator, program)
+
+
+def _meaning_untraced(function: Callable[..., Any] | None, error: Exception) -> _Meaning:
+    """For the reference alone, where the function at least returns h and states; else ``error`` is raised."""
+    from ..jit.signature import read_signature
+
+    signature = read_signature(function)
+    states = max(_states_of(function, signature, dtype) for dtype in (torch.float64, torch.float32))
+    if states == 0:
+        raise error
+    gates = len(signature.positional) - states
+    initial = _given(signature.parameters, signature.defaults)
+    # Known in this process only: in another one the same name must not mean another function.
+    operator = _operator_name(signature.name, secrets.token_hex(16))
+    names = (signature.positional[:gates], signature.positional[gates:], signature.parameters)
+    return _Meaning(*names, initial, operator, why_not=str(error))
+
+
+def _operator_name(name: str, identity: str) -> str:
+    return f"user.{re.sub(r'[^A-Za-z0-9_]', '_', name)[:20]}.{identity}"
 
 
 def _states_of(function: Callable[..., Any] | None, signature: Any, dtype: torch.dtype) -> int:
@@ -333,7 +360,7 @@ def _restored(data: object, source: str) -> UserCell:
     if not isinstance(source, str):
         raise ValueError(f"source of a pickled cell must be a str, got {type(source).__name__}")
     loaded = UserCell(None, Program.from_data(data), source)
-    return _known[loaded._operator]  # the one with its function, where this process has it
+    return _known[loaded.encode()[0]]  # the one with its function, where this process has it
 
 
 def _imported(module: str, name: str) -> UserCell:
@@ -341,7 +368,7 @@ def _imported(module: str, name: str) -> UserCell:
     found: Any = importlib.import_module(module)
     for part in name.split("."):
         found = getattr(found, part)
-    return copy.copy(found)
+    return found
 
 
 # So that torch.load reads a checkpoint that holds a cell: what it calls checks what it is given, and runs no

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import cache, compiling, headers, toolchain
+from . import cache, compiling, toolchain
 from .build_error import BuildDisabledError, BuildError, CacheWarning, NoCompilerError, UnsafeFolderError
 from .cache import forget_failures
-from .entries import MANIFEST, Recipe, digest, file_name
+from .entries import MANIFEST, Entry, Recipe, file_name
+from .ingredients import Ingredients
 
 __all__ = [
     "BuildDisabledError", "BuildError", "Built", "CacheWarning", "NoCompilerError", "UnsafeFolderError",
@@ -31,13 +32,13 @@ _SOURCE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 @dataclass(frozen=True)
 class Built:
-    """A shared library that is ready to be loaded.
+    """What was built: a shared library that is ready to be loaded, or an archive of cubins for a GPU.
 
     Attributes:
-        path: the library.
+        path: the library or the archive.
         seconds: how long this call took, a wait for another process included.
         from_cache: whether it was built before.
-        command: what was run to build it, for a shell in the library's folder, where the sources are.
+        command: what was run to build it, for a shell in the folder of ``path``, where the sources are.
         log: what the compiler printed; None if that was not kept.
     """
 
@@ -46,6 +47,18 @@ class Built:
     from_cache: bool
     command: str
     log: Path | None
+
+    @classmethod
+    def of(cls, entry: Entry, start: float) -> Built:
+        """Of a cache's entry, for a call that began at ``start`` by :func:`time.perf_counter`."""
+        log = entry.folder / compiling.LOG
+        return cls(
+            path=entry.product,
+            seconds=time.perf_counter() - start,
+            from_cache=entry.from_cache,
+            command=entry.notes["command"],
+            log=log if log.is_file() else None,
+        )
 
 
 def build_library(
@@ -78,14 +91,7 @@ def build_library(
     )
     builder = _LibraryBuilder(library)
     entry = cache.obtain(Recipe("cpu", name, library.file, builder.inputs()), builder)
-    log = entry.folder / compiling.LOG
-    return Built(
-        path=entry.product,
-        seconds=time.perf_counter() - start,
-        from_cache=entry.from_cache,
-        command=entry.notes["command"],
-        log=log if log.is_file() else None,
-    )
+    return Built.of(entry, start)
 
 
 def _check(sources: Mapping[str, str], flags: Sequence[str]) -> None:
@@ -108,20 +114,13 @@ class _LibraryBuilder:
 
     def __init__(self, library: compiling.Library) -> None:
         self.library = library
-        self.headers = headers.digests(library.includes)
+        self.ingredients = Ingredients(library.sources, library.includes)
 
     def inputs(self) -> dict[str, Any]:
-        from .. import __version__  # not at the top: this may be imported while the package is
-        from .._binary import INTERFACE
-
-        return {
-            "customlstm": __version__,
-            "interface": INTERFACE,
+        return self.ingredients.inputs() | {
             "platform": sys.platform,
             "machine": os.uname().machine,
             "flags": [*toolchain.FLAGS, *toolchain.LINK_FLAGS, *self.library.flags],
-            "sources": {name: digest(text) for name, text in self.library.sources.items()},
-            "headers": self.headers,
         }
 
     def identity(self) -> Mapping[str, Any]:
@@ -131,12 +130,7 @@ class _LibraryBuilder:
         start = time.perf_counter()
         compiler = toolchain.find_compiler()
         command = compiling.compile_library(compiler, self.library, folder, kept)
-        if headers.digests(self.library.includes) != self.headers:
-            # Published, it would pass for a build of headers that it was not made from.
-            raise BuildError(
-                f"headers below {self.library.includes} changed while {self.library.subject} was compiled. "
-                "Call again"
-            )
+        self.ingredients.check_unchanged(self.library.subject)
         return {
             "seconds": round(time.perf_counter() - start, 3),
             "command": command,

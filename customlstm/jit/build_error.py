@@ -36,5 +36,9 @@ class UnsafeFolderError(BuildError):
     """Another user could change what lies in the cache folder."""
 
 
+class HeadersChangedError(BuildError):
+    """The package's headers changed during a build, which says nothing of the next attempt."""
+
+
 class CacheWarning(UserWarning):
     """Something in the cache, or about its folder, is not as it should be; there is a build all the same."""

@@ -18,7 +18,7 @@ import secrets
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +34,7 @@ PATIENCE_S = 660.0
 _ABANDONED_S = 24 * 3600.0
 
 _failures: dict[Path, BuildError] = {}
+_others_forget: list[Callable[[], object]] = []
 
 
 class Builder(Protocol):
@@ -96,8 +97,16 @@ def obtain(recipe: Recipe, builder: Builder) -> Entry:
 
 
 def forget_failures() -> None:
-    """Lets what has failed in this process be tried again, when its cause has gone: a full disk, perhaps."""
+    """Lets what has failed in this process be tried again, when its cause has gone: a full disk, perhaps, or
+    a compiler that was not installed."""
     _failures.clear()
+    for forget in _others_forget:
+        forget()
+
+
+def forget_too(forget: Callable[[], object]) -> None:
+    """Has :func:`forget_failures` call ``forget``: of who remembers failures that this cache does not see."""
+    _others_forget.append(forget)
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ class _Run:
             )
         raise self._error(
             command,
-            f"does not compile: {_first_error(text) or f'exit status {process.returncode}'}",
+            f"does not compile: {first_error(text) or f'exit status {process.returncode}'}",
             "Mend it if the error is in code of yours; else set CXX to another compiler, or report this with "
             "the log",
             text,
@@ -166,18 +166,19 @@ class _Run:
     def _error(self, command: Sequence[str], what: str, way_out: str, text: str = "") -> BuildError:
         log = self.kept / LOG
         (self.folder / LOG).touch()
-        around = "".join(f"\n    {line}" for line in _around_first_error(text))
+        around = "".join(f"\n    {line}" for line in around_first_error(text))
         by_hand = f"cd {shlex.quote(str(self.kept))} && LC_ALL=C {shlex.join(command)}"
         return BuildError(
             f"{self.subject} {what}{around}\n  command: {by_hand}\n  log: {log}\n  {way_out}", log
         )
 
 
-def _first_error(text: str) -> str:
+def first_error(text: str) -> str:
+    """The line of a compiler's output that the first error is on; empty if there is none."""
     return next((line.strip() for line in text.splitlines() if _ERROR.search(line)), "")
 
 
-def _around_first_error(text: str) -> list[str]:
+def around_first_error(text: str) -> list[str]:
     """The first error with what tells where it is: "In function ..." before, source and caret after."""
     lines = text.rstrip().splitlines()
     at = next((i for i, line in enumerate(lines) if _ERROR.search(line)), None)

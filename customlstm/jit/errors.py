@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import linecache
 import os
 import sys
-from types import FrameType
+from collections.abc import Callable
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["CellError", "cell_error", "user_frame"]
+__all__ = ["CellError", "Place", "cell_error", "place_of", "user_frame"]
 
 #: Code of torch and of this package is never the user's line.
 _NOT_THE_USERS = (
@@ -20,6 +23,28 @@ _NOT_THE_USERS = (
 
 class CellError(ValueError):
     """A function that cannot be a cell. The text names the function and, where known, the file and line."""
+
+
+class Place(NamedTuple):
+    """A line of a user's file."""
+
+    file: str
+    line: int
+    source: str
+
+
+def place_of(function: Callable[..., Any]) -> Place | None:
+    """The line with the ``def`` or ``lambda`` of a function; None for what is not written in Python."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if not isinstance(code, CodeType):
+        return None
+    file, line = code.co_filename, code.co_firstlineno
+    source = linecache.getline(file, line).strip()
+    # What Python counts as the first line is that of the first decorator.
+    while source and not source.startswith(("def ", "async def ")) and code.co_name != "<lambda>":
+        line += 1
+        source = linecache.getline(file, line).strip()
+    return Place(file, line, source) if source else Place(file, code.co_firstlineno, "")
 
 
 def user_frame() -> FrameType | None:
@@ -43,21 +68,28 @@ def _is_ours(frame: FrameType, of_torch: bool = True) -> bool:
 
 
 def cell_error(
-    name: str, text: str, *, frame: FrameType | None = None, raised: BaseException | None = None
+    name: str,
+    text: str,
+    *,
+    place: Place | None = None,
+    frame: FrameType | None = None,
+    raised: BaseException | None = None,
 ) -> CellError:
     """A CellError about the cell function ``name``.
 
-    It points at the line that ``frame`` runs, or at the user's innermost line that ``raised`` went through.
+    It points at the line that ``frame`` runs, or at the user's innermost line that ``raised`` went through,
+    or else at ``place``, where the function begins.
     """
-    where = f"cell function {name!r}: {text}"
     line = frame.f_lineno if frame is not None else 0
     step = raised.__traceback__ if raised is not None else None
     while step is not None:
         if not _is_ours(step.tb_frame):
             frame, line = step.tb_frame, step.tb_lineno
         step = step.tb_next
-    if frame is None:
-        return CellError(where)
-    file = frame.f_code.co_filename
-    source = linecache.getline(file, line, frame.f_globals).strip()
-    return CellError(f"{file}:{line}: {where}" + (f"\n    {source}" if source else ""))
+    if frame is not None:
+        file = frame.f_code.co_filename
+        place = Place(file, line, linecache.getline(file, line, frame.f_globals).strip())
+    what = f"cell function {name!r}: {text}"
+    if place is None:
+        return CellError(what)
+    return CellError(f"{place.file}:{place.line}: {what}" + (f"\n    {place.source}" if place.source else ""))

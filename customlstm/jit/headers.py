@@ -10,9 +10,12 @@ from .build_error import BuildError
 
 #: What code for the CPU may include, relative to the folder of the headers: files, and folders as a whole.
 CPU = ("types.h", "cells", "cpu")
+#: The same for GPUs.
+CUDA = ("types.h", "cells", "cuda")
 
-# .cpp too: one file of kernels is a translation unit of the package and text for generated code to include.
-_SUFFIXES = (".h", ".inl", ".cpp", ".cuh")
+_SUFFIXES = (".h", ".inl")
+# One file of kernels is a translation unit of the package, and text for generated code to include.
+_SUFFIXES_OF = {"cpu": (*_SUFFIXES, ".cpp")}
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -49,7 +52,7 @@ def digests(folder: Path, parts: Sequence[str] = CPU) -> dict[str, str]:
             path = folder / part
             files = [path] if path.is_file() else sorted(path.rglob("*"))
             for file in files:
-                if file.suffix in _SUFFIXES and file.is_file():
+                if file.suffix in _SUFFIXES_OF.get(part, _SUFFIXES) and file.is_file():
                     name = file.relative_to(folder).as_posix()
                     found[name] = hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import refusals
-from .errors import CellError, cell_error, user_frame
+from .errors import CellError, Place, cell_error, user_frame
 from .lowering import LOWERINGS, Condition, Symbol, Unsupported, number
 from .names import assignments
 from .program import MAX_INSTRUCTIONS
@@ -58,11 +58,11 @@ class Recorder(TorchDispatchMode):
         dtype: of all inputs.
     """
 
-    def __init__(self, name: str, dtype: torch.dtype) -> None:
+    def __init__(self, name: str, place: Place | None, dtype: torch.dtype) -> None:
         super().__init__()
         self.builder = Builder()
         self.calling = ""  # the public function of torch that the user has called and that runs now
-        self._name, self._dtype = name, dtype
+        self._name, self._place, self._dtype = name, place, dtype
         self._shape: torch.Size | None = None
         self._boxes: dict[int, _Box] = {}
         self._kept: list[Tensor] = []  # ids are unique among living objects only
@@ -91,8 +91,8 @@ class Recorder(TorchDispatchMode):
         return not isinstance(box.value, int) or self.builder.constant_of(box.value) is None
 
     def error(self, text: str, frame: FrameType | None = None) -> CellError:
-        """An error at the user's line that runs now, or at that of ``frame``."""
-        return cell_error(self._name, text, frame=frame or user_frame())
+        """An error at the line of ``frame``, else the user's that runs now, else the function's first."""
+        return cell_error(self._name, text, place=self._place, frame=frame or user_frame())
 
     def name_values(self, function: Callable[..., Any]) -> None:
         """Gives values the names of the variables that ``function`` assigns them to."""

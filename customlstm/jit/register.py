@@ -1,7 +1,8 @@
 """Makes a user's cell known to the operators: has its kernels written out, built, loaded and registered.
 
 The sources of one cell are the struct that :mod:`customlstm.jit.generate` writes, and a few lines that put it
-into the recurrence of ``csrc/cpu``; sizes are run-time values, so a cell is built once for each dtype.
+into the recurrence of ``csrc/cpu``; sizes are run-time values, so a cell is built once for each dtype. For
+GPUs all of that is in :mod:`customlstm.jit.cuda`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .build import BuildError, build_library
+from .cuda import register_on_gpu
 from .generate import generate
 from .headers import headers
 from .locks import within_process
@@ -88,14 +90,14 @@ def register(cell: UserCell, dtype: torch.dtype, device: str | torch.device = "c
     Args:
         cell: made by ``@customlstm.cell``.
         dtype: float32, float64, bfloat16 or float16.
-        device: the CPU; there is no kernel of users' cells for another device yet.
+        device: the CPU, or a CUDA device, for all of whose compute capability the kernels are then there.
 
     Raises:
         CellError: the cell cannot be fused; the text says which line is in the way.
         BuildError: it could not be compiled, with the compiler's first error, or what was compiled cannot be
             loaded.
         ValueError: a dtype or device for which there are no kernels.
-        RuntimeError: the package's own compiled library is not loaded.
+        RuntimeError: the package's own compiled library is not loaded, or cannot compute on that device.
     """
     from .. import _binary
     from .errors import CellError
@@ -105,11 +107,14 @@ def register(cell: UserCell, dtype: torch.dtype, device: str | torch.device = "c
     if dtype not in _STORAGE:
         raise ValueError(f"dtype must be one of {', '.join(map(str, _STORAGE))}, got {dtype}")
     kind = torch.device(device).type
-    if kind != "cpu":
-        raise ValueError(f"device must be the CPU, got {device}: users' cells are compiled for it only")
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"device must be the CPU or a CUDA device, got {device}")
     status = _binary.status()
     if not status.loaded:
         raise RuntimeError(f"the compiled library is not loaded: {status.reason}")
+    if kind == "cuda":
+        register_on_gpu(cell, dtype, torch.device(device))
+        return
     name, _ = cell.encode()
     if (name, dtype) not in _registered:
         with within_process((name, dtype)):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import cell_error
+from .errors import CellError, Place, cell_error, place_of
 from .program import MAX_GATES, MAX_PARAMETERS, MAX_STATES
 
 __all__ = ["Signature", "read_signature"]
@@ -24,6 +25,11 @@ class Signature:
     positional: tuple[str, ...]
     parameters: tuple[str, ...]
     defaults: tuple[float | None, ...]
+    place: Place | None = None
+
+    def error(self, text: str, raised: BaseException | None = None) -> CellError:
+        """What is wrong with the function as a whole, or where ``raised`` came from."""
+        return cell_error(self.name, text, place=self.place, raised=raised)
 
 
 def read_signature(function: Callable[..., Any]) -> Signature:
@@ -36,26 +42,26 @@ def read_signature(function: Callable[..., Any]) -> Signature:
     if not callable(function):
         raise TypeError(f"function must be a function of tensors, got {type(function).__name__}")
     name = getattr(function, "__name__", type(function).__name__)
-    _check_kind(function, name)
+    place = place_of(function)
+    wrong = functools.partial(cell_error, name, place=place)
+    _check_kind(function, wrong)
     try:
         parameters = inspect.signature(function).parameters.values()
     except (ValueError, TypeError) as error:
-        raise cell_error(name, f"its arguments cannot be read; write it in Python, as {_EXAMPLE}") from error
+        raise wrong(f"its arguments cannot be read; write it in Python, as {_EXAMPLE}") from error
     positional, keyword_only, defaults = [], [], []
     for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**"
-            raise cell_error(
-                name,
+            raise wrong(
                 f"it takes {stars}{parameter.name}, but a cell has a fixed number of arguments; name each "
                 f"gate and state, and each parameter after a *: {_EXAMPLE}",
             )
         if parameter.kind is parameter.KEYWORD_ONLY:
             keyword_only.append(parameter.name)
-            defaults.append(_default(name, parameter))
+            defaults.append(_default(parameter, wrong))
         elif parameter.default is not parameter.empty:
-            raise cell_error(
-                name,
+            raise wrong(
                 f"the positional argument {parameter.name!r} has the default {parameter.default!r}, but "
                 "gates and states are always given; write it without a default or, for a parameter with "
                 f"one value a unit, after a *: {_EXAMPLE}",
@@ -63,23 +69,21 @@ def read_signature(function: Callable[..., Any]) -> Signature:
         else:
             positional.append(parameter.name)
     if len(keyword_only) > MAX_PARAMETERS:
-        raise cell_error(
-            name,
+        raise wrong(
             f"it has {len(keyword_only)} keyword-only parameters, but a cell may have at most "
             f"{MAX_PARAMETERS}; "
             "merge some, or write numbers that are not learned as Python numbers",
         )
     if not 2 <= len(positional) <= MAX_GATES + MAX_STATES:
         got = f"{len(positional)} ({', '.join(positional)})" if positional else "none"
-        raise cell_error(
-            name,
+        raise wrong(
             f"a cell takes 1 to {MAX_GATES} gates and then 1 to {MAX_STATES} states as positional "
             f"arguments, got {got}; write it as {_EXAMPLE}",
         )
-    return Signature(name, tuple(positional), tuple(keyword_only), tuple(defaults))
+    return Signature(name, tuple(positional), tuple(keyword_only), tuple(defaults), place)
 
 
-def _check_kind(function: Callable[..., Any], name: str) -> None:
+def _check_kind(function: Callable[..., Any], wrong: Callable[[str], CellError]) -> None:
     kinds = [
         (inspect.iscoroutinefunction, "an async function"),
         (inspect.isasyncgenfunction, "an async generator function"),
@@ -87,19 +91,18 @@ def _check_kind(function: Callable[..., Any], name: str) -> None:
     ]
     for test, kind in kinds:
         if test(function):
-            raise cell_error(
-                name, f"it is {kind}, but a cell must return h and its new states at once; write {_EXAMPLE}"
+            raise wrong(
+                f"it is {kind}, but a cell must return h and its new states at once; write {_EXAMPLE}"
             )
 
 
-def _default(name: str, parameter: inspect.Parameter) -> float | None:
+def _default(parameter: inspect.Parameter, wrong: Callable[[str], CellError]) -> float | None:
     value = parameter.default
     if value is parameter.empty:
         return None
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         return float(value)
-    raise cell_error(
-        name,
+    raise wrong(
         f"the parameter {parameter.name!r} has the default {value!r} ({type(value).__name__}), but a "
         "default is the number that every unit starts with; write a Python number or no default",
     )

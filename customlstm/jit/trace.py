@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
-from .errors import CellError, cell_error
+from .errors import CellError
 from .program import MAX_GATES, MAX_STATES, Program
 from .recorder import Recorder
 from .refusals import CallNames
@@ -20,6 +22,9 @@ __all__ = ["trace"]
 
 #: Two runs that must record the same: whatever a function reads of a dtype or a size shows as a difference.
 _RUNS = ((torch.float64, 5), (torch.float32, 3))
+
+#: Names of what a cell does not get: gates called so are pre-activations of their own, which few will mean.
+_NO_GATES = frozenset({"x", "input", "h", "hx", "h_prev", "hidden"})
 
 
 def trace(function: Callable[..., Any]) -> Program:
@@ -40,18 +45,19 @@ def trace(function: Callable[..., Any]) -> Program:
         CellError: it does what no kernel can; the text says what, where, and what to do.
     """
     signature = read_signature(function)
-    first, second = (_record(function, signature, dtype, size) for dtype, size in _RUNS)
+    with _disable_current_modes():  # a module may be made under FakeTensorMode, and what runs here is real
+        first, second = (_record(function, signature, dtype, size) for dtype, size in _RUNS)
     if first != second:
-        raise cell_error(
-            signature.name,
+        raise signature.error(
             "it computes something else for another dtype or size, or at every call, but one kernel serves "
             "them all; use numbers in place of what depends on dtype, shape, randomness or outer state",
         )
+    _warn_of_no_gates(signature, len(first.gates))
     return first
 
 
 def _record(function: Callable[..., Any], signature: Signature, dtype: torch.dtype, size: int) -> Program:
-    recorder = Recorder(signature.name, dtype)
+    recorder = Recorder(signature.name, signature.place, dtype)
     names = [*signature.positional, *signature.parameters]
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -95,11 +101,12 @@ def _record(function: Callable[..., Any], signature: Signature, dtype: torch.dty
         forward_hints,
         backward_hints,
     )
-    _check_program(program, leaves, tangents, results, found)
+    _check_program(signature, program, leaves, tangents, results, found)
     return program
 
 
 def _check_program(
+    signature: Signature,
     program: Program,
     inputs: Sequence[Tensor],
     tangents: Sequence[Tensor],
@@ -124,8 +131,7 @@ def _check_program(
         for ours, theirs in pairs:
             near = torch.isclose(ours, theirs.to(ours.dtype), rtol=1e-3, atol=1e-3, equal_nan=True)
             if 2 * int(near.sum()) < near.numel():
-                raise cell_error(
-                    program.name,
+                raise signature.error(
                     "its kernel would compute something else than it does, which is an error of customlstm "
                     f"with torch {torch.__version__}; please report it, with the function",
                 )
@@ -150,8 +156,7 @@ def _call(
     except CellError:
         raise
     except Exception as error:
-        raise cell_error(
-            signature.name,
+        raise signature.error(
             f"it raised {type(error).__name__}: {error}; a cell must run on tensors of any one shape and of "
             f"any floating dtype, here {copies[0].dtype} {list(copies[0].shape)}",
             raised=error,
@@ -161,54 +166,61 @@ def _call(
 
 
 def _check_results(signature: Signature, recorder: Recorder, results: Any, like: Tensor) -> None:
-    name = signature.name
     wanted = "return h and the new states, as in: return h, c"
     if not isinstance(results, (tuple, list)):
-        raise cell_error(name, f"it returns {_kind(results)}, but a cell must {wanted}")
+        raise signature.error(f"it returns {_kind(results)}, but a cell must {wanted}")
     if not 2 <= len(results) <= 1 + MAX_STATES:
-        raise cell_error(
-            name,
+        raise signature.error(
             f"it returns {len(results)} values, but a cell returns h and then 1 to {MAX_STATES} new states; "
             f"{wanted}",
         )
     for number, result in enumerate(results):
         which = "h" if number == 0 else f"new state {number}"
         if isinstance(result, (tuple, list)):
-            raise cell_error(
-                name, f"{which} is {_kind(result)}, but h and each new state is a tensor of its own; {wanted}"
+            raise signature.error(
+                f"{which} is {_kind(result)}, but h and each new state is a tensor of its own; {wanted}"
             )
         if not isinstance(result, Tensor):
-            raise cell_error(
-                name,
+            raise signature.error(
                 f"{which} is {_kind(result)}, but a result must be a tensor; write torch.full_like(c, "
                 "number) for a number",
             )
         if result.dtype == torch.bool:
-            raise cell_error(
-                name, f"{which} is a bool tensor, but a result must be numbers; write condition.to(c.dtype)"
+            raise signature.error(
+                f"{which} is a bool tensor, but a result must be numbers; write condition.to(c.dtype)"
             )
         if result.shape != like.shape:
-            raise cell_error(
-                name,
+            raise signature.error(
                 f"{which} has shape {list(result.shape)} for arguments of shape {list(like.shape)}, but a "
                 "result has one element for each of theirs; write torch.full_like(c, number) for a number",
             )
         if not result.dtype.is_floating_point:
-            raise cell_error(
-                name,
+            raise signature.error(
                 f"{which} is {result.dtype}, but a cell computes with floating-point numbers; write "
                 ".to(c.dtype)",
             )
     states = len(results) - 1
     gates = len(signature.positional) - states
     if not 1 <= gates <= MAX_GATES:
-        raise cell_error(
-            name,
+        raise signature.error(
             f"of its {len(signature.positional)} positional arguments the last {states} are states, because "
             f"it returns {len(results)} values, which leaves {max(gates, 0)} gates, but a cell has 1 to "
             f"{MAX_GATES}; "
             "take the gates first and then as many states as it returns after h",
         )
+
+
+def _warn_of_no_gates(signature: Signature, gates: int) -> None:
+    before = ""
+    for name in signature.positional[:gates]:
+        if name in _NO_GATES and (before, name) != ("g", "h"):  # gates may be called by letters
+            text = (
+                f"the argument {name!r} is one of its {gates} gates, but looks like what a cell does not "
+                "get: its gates are W_ih x + W_hh h and the biases, added up already; leave it out, or give "
+                "the gate another name"
+            )
+            warnings.warn(str(signature.error(text)), UserWarning, stacklevel=3)
+        before = name
 
 
 def _kind(value: object) -> str:

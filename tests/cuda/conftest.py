@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,3 +95,20 @@ def full_precision() -> Iterator[None]:
     matmul.fp32_precision = "ieee"
     yield
     matmul.fp32_precision = before
+
+
+@pytest.fixture(scope="session")
+def torch_side(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """``torch.ops.customlstm_host``: the operators of native/torch_side.cpp, and cells that users wrote."""
+    from support_torch_side import load_torch_side
+
+    load_torch_side(tmp_path_factory.mktemp("torch_side"))
+
+
+@pytest.fixture(scope="module")
+def host(torch_side: None) -> Iterator[Any]:
+    """Those operators."""
+    with torch.library._scoped_library("aten", "IMPL") as aten:
+        # cuBLAS sums 16-bit operands in float32; the CPU has no such product.
+        aten.impl("mm.dtype_out", lambda a, b, dtype, *, out: out.copy_(a.float() @ b.float()), "CPU")
+        yield torch.ops.customlstm_host

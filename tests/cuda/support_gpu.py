@@ -56,6 +56,9 @@ def on_gpu(call: LayerCall, device: torch.device = CUDA, lengths_there: bool = F
         c_0=move(call.c_0),
         weights=[w.to(device) for w in call.weights],
         resets=move(call.resets),
+        recurrent_mask=move(call.recurrent_mask),
+        zoneout_h=move(call.zoneout_h),
+        zoneout_c=move(call.zoneout_c),
         lengths=move(call.lengths) if lengths_there else call.lengths,
     )
 

@@ -1,13 +1,15 @@
 """The CUDA recurrences on the host executor, as a layer: what surrounds them is done here in torch."""
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from customlstm.cells import Cell
+from customlstm.cells import AnyCell, Cell, own_parameters
+from customlstm.cells.layer_norm import norm_parameters
 from customlstm.launch_plan import VARIANTS, Tiling
 from customlstm.reference import accumulation_dtype
 
@@ -19,6 +21,9 @@ DTYPES = {
     "f16": torch.float16,
     "tf32": torch.float32,
 }
+# Values of a unit among the sums of the gradients of layer norm; the bias is all that is added to the gates.
+NORM_SLOTS, BIAS_SLOT = 14, 0
+SLOTS = {"weight_ln_ih": 4, "weight_ln_hh": 8, "weight_ln_c": 12, "bias_ln_c": 13}
 DEPTHS = {"fma32": 4, "fma64": 4, "bf16": 16, "f16": 16, "tf32": 8}
 STORAGE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -57,7 +62,7 @@ class Layer:
 
     input: Tensor
     weights: list[Tensor]
-    cell: Cell
+    cell: AnyCell
     bias: bool
     projection: bool
     bidirectional: bool
@@ -79,8 +84,19 @@ class Layer:
             rows = steps * batch
         else:
             steps, batch, rows = len(self.batch_sizes), int(self.batch_sizes[0]), self.input.size(0)
-        hidden, state = self.weights[1].size(0) // 4, self.weights[1].size(1)
+        hidden, state = self.weights[1].size(0) // self.cell.gates, self.weights[1].size(1)
         self.sizes = [steps, batch, rows, hidden, state, directions, self.bias, self.projection]
+
+    @property
+    def kept_values(self) -> int:
+        """Values of a unit that forward keeps for backward, without the one that zoneout adds."""
+        products = [place for place in self.cell.layer_norm if place != "cell"]
+        return 8 if products else 4
+
+    @property
+    def input_product(self) -> int:
+        """Where among them W_ih x stands before the recurrence."""
+        return 4 if self.cell.layer_norm[:2] in (("input",), ("input", "cell")) else 0
 
     @property
     def mixes_cells(self) -> bool:
@@ -97,7 +113,7 @@ class Layer:
             "w_hh",
             *(["b_ih", "b_hh"] if self.bias else []),
             *(["w_hr"] if self.projection else []),
-            *self.cell.unit_parameters,
+            *own_parameters(self.cell),
         ]
 
     def weight(self, direction: int, name: str) -> Tensor | None:
@@ -143,11 +159,13 @@ class HostKernels:
         _, cell = layer.cell.encode()
         if not layer.cell.has_options:
             cell = [*cell, 0.0, 0.0, 0.0, 0.0]
-        standard = layer.cell == Cell()
+        if not layer.cell.layer_norm:
+            cell = [*cell, 0.0]
+        kind = 2 if layer.cell.layer_norm else 0 if layer.cell == Cell() else 1
         numbers = [VARIANTS.index(tiling.variant), *astuple(tiling)[1:]]
         self._call(
             name, ctypes.c_int64(MATHS[math]), _longs(layer.sizes), _longs(numbers), _pointers(kept),
-            ctypes.c_int64(standard), (ctypes.c_double * len(cell))(*cell), ctypes.c_uint64(seed),
+            ctypes.c_int64(kind), (ctypes.c_double * len(cell))(*cell), ctypes.c_uint64(seed),
         )  # fmt: skip
 
     def forward(self, layer: Layer, math: str, tiling: Tiling, seed: int, save: int = 2) -> dict[str, Tensor]:
@@ -167,13 +185,11 @@ class HostKernels:
             "h_n": torch.full([directions, batch, state], float("nan"), dtype=dtype),
             "c_n": torch.full([directions, batch, hidden], float("nan"), dtype=dtype),
             "c_all": rows_of(hidden, sums) if save >= 1 else None,
-            # Usually the same array: a kernel must read before it writes.
-            "gates": None if save < 2 else rows_of(5 * hidden, sums) if layer.mixes_cells else gates_x,
+            "gates": None,
             "hidden": rows_of(hidden, sums) if save >= 2 and layer.projection else None,
         }
-        gates_x = gates_x.contiguous()
-        if save >= 2 and not layer.mixes_cells:
-            result["gates"] = gates_x
+        if save >= 2:
+            gates_x, result["gates"] = _gate_arrays(layer, gates_x, rows_of, seed)
         self._run(
             "customlstm_forward", layer, math, tiling, [gates_x, layer.h_0, layer.c_0, *result.values()], seed
         )
@@ -187,12 +203,17 @@ class HostKernels:
         seed: int,
         saved: dict[str, Tensor],
         grads: dict[str, Tensor | None],
+        wants_initial: bool = True,
     ) -> dict[str, Tensor]:
-        """Gradients of input, h_0, c_0 and each weight ("w0", "w1", ...)."""
+        """Gradients of input, h_0 and c_0 (where ``wants_initial``), and each weight ("w0", "w1", ...)."""
         _, batch, rows, hidden, state, directions = layer.sizes[:6]
         dtype, sums = layer.input.dtype, accumulation_dtype(layer.input.dtype)
         fill = 0.0 if layer.lengths is not None else float("nan")
         grad_gates = torch.full([rows, directions, 4 * hidden], fill, dtype=dtype)
+        of_products = bool({"input", "recurrent"} & set(layer.cell.layer_norm))
+        grad_input_products = torch.full_like(grad_gates, fill) if of_products else None
+        normalised = bool(layer.cell.layer_norm)
+        norm_sums = torch.zeros([batch, directions, NORM_SLOTS, hidden], dtype=sums) if normalised else None
         grad_state = torch.full([rows, directions, state], fill, dtype=dtype) if layer.projection else None
         grad_h_0 = torch.full([directions, batch, state], float("nan"), dtype=dtype)
         grad_c_0 = torch.full([directions, batch, hidden], float("nan"), dtype=dtype)
@@ -200,8 +221,9 @@ class HostKernels:
         grad_parameters = torch.full([rows, directions, parameters, hidden], fill, dtype=sums)
         arrays = [
             layer.c_0, saved["c_all"], saved["gates"], grads["output"], grads["h_n"], grads["c_n"],
-            grads["c_all"], grad_gates, grad_state, grad_h_0, grad_c_0,
-            grad_parameters if parameters else None,
+            grads["c_all"], grad_gates, grad_state,
+            grad_h_0 if wants_initial else None, grad_c_0 if wants_initial else None,
+            grad_parameters if parameters else None, grad_input_products, norm_sums,
         ]  # fmt: skip
         self._run("customlstm_backward", layer, math, tiling, arrays, seed)
         previous = torch.full([directions, rows, state], float("nan"), dtype=dtype)
@@ -215,13 +237,18 @@ class HostKernels:
         result = {"input": torch.zeros_like(x), "h_0": grad_h_0, "c_0": grad_c_0}
         for d in range(directions):
             da = grad_gates[:, d].to(sums)
-            result["input"] += da @ layer.weight(d, "w_ih").to(sums)
-            own = [da.T @ x, da.T @ previous[d].to(sums)]
-            if layer.bias:
-                own += [da.sum(0), da.sum(0)]
+            dx = da if grad_input_products is None else grad_input_products[:, d].to(sums)
+            result["input"] += dx @ layer.weight(d, "w_ih").to(sums)
+            own = [dx.T @ x, da.T @ previous[d].to(sums)]
+            norms = None if norm_sums is None else norm_sums[:, d].sum(0)
+            of_bias = da.sum(0) if norms is None else norms[BIAS_SLOT : BIAS_SLOT + 4].flatten()
+            own += [of_bias, of_bias] if layer.bias else []
             if layer.projection:
                 own.append(grad_state[:, d].to(sums).T @ saved["hidden"][:, d].to(sums))
             own += grad_parameters[:, d].sum(0).unbind()
+            for name, size in norm_parameters(layer.cell.layer_norm).items():
+                slot = SLOTS.get(name, BIAS_SLOT)
+                own.append(norms[slot : slot + size].flatten())
             for k, grad in enumerate(own):
                 result[f"w{d * layer.per_direction + k}"] = grad
         result["input"] = result["input"].reshape(layer.input.shape)
@@ -237,8 +264,26 @@ class HostKernels:
         )  # fmt: skip
 
 
+def _gate_arrays(
+    layer: Layer, gates_x: Tensor, rows_of: Callable[[int, torch.dtype], Tensor], seed: int
+) -> tuple[Tensor, Tensor]:
+    """Where W_ih x stands, and where what backward needs is kept: often the same array.
+
+    Then a kernel must read before it writes. ``rows_of`` makes the array.
+    """
+    if not layer.cell.layer_norm and not layer.mixes_cells:
+        return gates_x, gates_x
+    hidden, values = layer.sizes[3], layer.kept_values + layer.mixes_cells
+    gates = rows_of(values * hidden, gates_x.dtype)
+    if not layer.cell.layer_norm or seed % 2:
+        return gates_x, gates
+    gates[..., layer.input_product * hidden :][..., : 4 * hidden] = gates_x
+    return gates, gates
+
+
 def _recurrent(layer: Layer) -> list[Tensor | None]:
     names = ["w_hh", "b_ih", "b_hh", "w_hr", *layer.cell.unit_parameters, None, None, None][:7]
+    names += norm_parameters(("input", "recurrent", "cell"))
     return [layer.weight(d, name) if d < layer.sizes[5] else None for d in range(2) for name in names]
 
 

@@ -7,6 +7,7 @@ from support_host_kernels import DEPTHS, DTYPES, HostKernels, Layer, Tiling, til
 from torch import Tensor
 
 from customlstm import Cell, PiecewiseLinear, reference
+from customlstm.cells import AnyCell, own_parameters
 
 CELLS = [
     Cell(),
@@ -29,6 +30,21 @@ SMOOTH_CELLS = [
     Cell(peephole=True),
     Cell("sigmoid", "softsign", peephole=True, coupled_gates=True),
 ]
+NORMALISED_CELLS = [
+    Cell(layer_norm=("input", "recurrent", "cell")),
+    Cell(layer_norm=("input", "recurrent")),
+    Cell("softsign", "softplus", "scaled_tanh", layer_norm=("recurrent", "cell")),
+    Cell(peephole=True, layer_norm="input"),
+    Cell("sigmoid", PiecewiseLinear.fit("tanh", knots=128), "elu", layer_norm="recurrent"),
+    Cell(layer_norm="cell"),
+    Cell("sigmoid", "softsign", peephole=True, coupled_gates=True, layer_norm=("input", "cell")),
+    Cell(peephole=True, coupled_gates=True, layer_norm=("input", "recurrent", "cell")),
+]
+NORMALISED_KINKED_CELLS = [
+    *NORMALISED_CELLS,
+    Cell("hard_sigmoid", peephole=True, gate_clip=1.5, cell_clip=0.4, layer_norm=("input", "cell")),
+    Cell(gate_clip=0.5, cell_clip=0.3, layer_norm=("recurrent", "cell")),
+]
 # Largest error of a value of size 1: the rounding of the operands, times some growth over the few steps.
 TOLERANCES = {"fma64": 1e-12, "fma32": 5e-6, "tf32": 6e-3, "f16": 6e-3, "bf16": 5e-2}
 
@@ -36,13 +52,28 @@ TOLERANCES = {"fma64": 1e-12, "fma32": 5e-6, "tf32": 6e-3, "f16": 6e-3, "bf16": 
 LARGER = 10  # one seed of so many draws a layer of several blocks, chunks of columns and turns of the operand
 
 
-def draw_layer(seed: int, math: str) -> Layer:
+def draw_layer(
+    seed: int,
+    math: str,
+    cell: AnyCell | None = None,
+    sizes: tuple[int, int, int] | None = None,
+    normalised: bool = False,
+) -> Layer:
+    """A layer of this cell and these steps, batch and hidden size, or of such as are drawn, too.
+
+    Where it is drawn, the cell has layer norm if ``normalised``, and else has none.
+    """
     draw, dtype = random.Random(seed), DTYPES[math]
     generator = torch.Generator().manual_seed(seed)
     steps, batch = draw.choice([1, 2, 3, 4]), draw.choice([1, 2, 3, 7, 9, 17])
     inputs, hidden = draw.choice([1, 3, 6]), draw.choice([1, 4, 7, 12, 17, 33])
+    if normalised:  # with one feature, the norm of W_ih x and so the gradient of x is what roundings leave
+        inputs = max(inputs, 3)
     if seed % LARGER == 0:
         steps, batch, hidden = draw.choice([(7, 9, 33), (3, 41, 33), (7, 41, 17), (7, 9, 61)])
+        if normalised:  # rows of several warps, and of more units than a block has threads
+            steps, batch, hidden = draw.choice([(3, 9, 100), (2, 2, 300)])
+    steps, batch, hidden = sizes or (steps, batch, hidden)
     state = draw.choice([hidden, hidden, draw.randint(1, 2 * hidden)])
     projection = state != hidden
     bias, bidirectional = draw.random() < 0.7, draw.random() < 0.5
@@ -51,13 +82,18 @@ def draw_layer(seed: int, math: str) -> Layer:
     def uniform(*shape: int, scale: float = 1.0) -> Tensor:
         return ((torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1) * scale).to(dtype)
 
-    cell = draw.choice(CELLS if math.startswith("fma") else SMOOTH_CELLS)
+    if normalised:
+        drawn = draw.choice(NORMALISED_KINKED_CELLS if math == "fma64" else NORMALISED_CELLS)
+    else:
+        drawn = draw.choice(CELLS if math.startswith("fma") else SMOOTH_CELLS)
+    cell = drawn if cell is None else cell
+    gate_rows = cell.gates * hidden
     weights: list[Tensor] = []
     for _ in range(directions):
-        weights += [uniform(4 * hidden, inputs), uniform(4 * hidden, state, scale=hidden**-0.5)]
-        weights += [uniform(4 * hidden), uniform(4 * hidden)] if bias else []
+        weights += [uniform(gate_rows, inputs), uniform(gate_rows, state, scale=hidden**-0.5)]
+        weights += [uniform(gate_rows), uniform(gate_rows)] if bias else []
         weights += [uniform(state, hidden, scale=hidden**-0.5)] if projection else []
-        weights += [uniform(hidden) for _ in cell.unit_parameters]
+        weights += [uniform(size * hidden) for size in own_parameters(cell).values()]
     kind = draw.choice(["full", "lengths", "packed"])
     lengths = batch_sizes = None
     x = uniform(steps, batch, inputs)
@@ -70,7 +106,7 @@ def draw_layer(seed: int, math: str) -> Layer:
         x = uniform(sum(own), inputs)
     h_0 = c_0 = None
     if kind == "packed" or draw.random() < 0.6:
-        h_0, c_0 = uniform(directions, batch, state), uniform(directions, batch, hidden)
+        h_0, c_0 = uniform(directions, batch, state), uniform(directions, batch, cell.states * hidden)
     resets = None
     if draw.random() < 0.4:
         resets = torch.rand(steps, batch, generator=generator) < 0.3
@@ -142,8 +178,10 @@ def assert_close(name: str, actual: Tensor, expected: Tensor, tolerance: float) 
     assert error <= tolerance * scale, f"{name}: error {error:.2e} of {scale:.2e}"
 
 
-def compare(kernels: HostKernels, seed: int, variant: str, math: str) -> dict[str, Tensor]:
-    layer = draw_layer(seed, math)
+def compare(
+    kernels: HostKernels, seed: int, variant: str, math: str, normalised: bool = False
+) -> dict[str, Tensor]:
+    layer = draw_layer(seed, math, normalised=normalised)
     forward, backward = draw_tilings(seed, layer, variant, math)
     save_states = seed % 3 == 0
     expected, grads, expected_grads = specification(layer, save_states)

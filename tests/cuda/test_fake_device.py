@@ -110,6 +110,19 @@ def test_explain_plans_for_the_dtype_of_autocast() -> None:
 
 
 @pytest.mark.usefixtures("h200")
+def test_explain_layer_norm() -> None:
+    module, x = layer()
+    cell = customlstm.Cell(layer_norm="cell")
+    normalised = customlstm.LSTM(4, 512, cell=cell, backend="fused", device="cuda")
+    assert "layer norm" not in str(customlstm.explain(module, x))
+    found = str(customlstm.explain(normalised, x))
+    assert "forward float32, step: " in found and "backward float32, step: " in found
+    for variant in ("grid", "cluster"):
+        why = "layer norm runs with step only: its sums over a row would cost an exchange each"
+        assert found.count(f"not {variant}: {why}") == 2
+
+
+@pytest.mark.usefixtures("h200")
 @pytest.mark.parametrize("backend", ["fused", "auto"])
 def test_explain_a_forced_variant_that_does_not_fit(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The call raises, whatever the backend: the kernel is the fused one."""
@@ -126,6 +139,23 @@ def test_explain_a_forced_variant_that_does_not_fit(backend: str, monkeypatch: p
     monkeypatch.setenv("CUSTOMLSTM_CUDA_VARIANT", "grid")
     with torch.no_grad():  # forward alone fits
         assert not customlstm.explain(module, x).refused
+
+
+@pytest.fixture
+def coupled() -> customlstm.cells.UserCell:
+    """Looked at before the tensors are fake: what it computes is recorded from real ones."""
+    customlstm.cells.coupled.check()
+    return customlstm.cells.coupled
+
+
+def test_explain_plans_for_the_gates_of_the_cell(
+    coupled: customlstm.cells.UserCell, h200: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUSTOMLSTM_CUDA_VARIANT", "cluster")
+    x = torch.empty(5, 3, 4, device="cuda")
+    for cell, gates in ((customlstm.Cell(), ""), (coupled, " of 3 gates")):
+        found = customlstm.explain(customlstm.LSTM(4, 1024, cell=cell, device="cuda"), x)
+        assert f"cluster: hidden size 1024{gates} in 16 blocks of 64 units needs" in str(found)
 
 
 @pytest.mark.usefixtures("h200")

@@ -5,6 +5,7 @@ Skipped where no GPU can run the kernels; CUSTOMLSTM_REQUIRE_GPU=1 makes that an
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -40,8 +41,25 @@ def test_options(layout: str, dtype: torch.dtype) -> None:
 def test_every_activation(dtype: torch.dtype) -> None:
     # In 16 bits a rounding may fall on the other side of a kink, and the gradient jumps there.
     tolerance = {torch.bfloat16: 0.3, torch.float16: 0.1}.get(dtype)
-    for cell in CELLS.keys() - NORMALISED:  # which have no CUDA kernel
+    for cell in CELLS.keys() - NORMALISED:
         compare(Case(3, 4, 5, 16, cell=cell, gain=0.3, dtype=dtype), tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cell", NORMALISED)
+def test_layer_norm(cell: str, dtype: torch.dtype) -> None:
+    # A row whose deviation is below 1 has its rounding divided by that. For clips see test_every_activation.
+    kinked = CELLS[cell].gate_clip is not None
+    tolerance = ({torch.bfloat16: 0.3, torch.float16: 0.1} if kinked else {torch.bfloat16: 0.1}).get(dtype)
+    for layout, projection in itertools.product(["padded", "packed", "lengths"], [0, 5]):
+        case = Case(9, 5, 7, 24, projection, layout=layout, resets="some", cell=cell, dtype=dtype)
+        compare(case, tolerance)
+        case = dataclasses.replace(case, bidirectional=True, dropout=0.4, zoneout="both masks")
+        compare(case, tolerance, lengths_there=layout == "lengths")
+    case = Case(9, 5, 7, 24, bias=False, given=False, cell=cell, zoneout="both rates", dtype=dtype)
+    compare(case, tolerance)
+    # Rows of several units a thread, and several tiles and slices of columns.
+    compare(Case(4, 70, 7, 600, cell=cell, dtype=dtype), tolerance)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -109,8 +127,9 @@ def test_modules(dtype: torch.dtype) -> None:
     assert h_all.shape == (4, 6, 10) and c_all.shape == (4, 6, 24) and c_all.dtype == dtype
 
 
-def test_gradcheck() -> None:
-    call = on_gpu(make_call(Case(3, 2, 3, 4, 2, bidirectional=True, resets="some")))
+@pytest.mark.parametrize("cell", ["standard", "layer norm and all options"])
+def test_gradcheck(cell: str) -> None:
+    call = on_gpu(make_call(Case(3, 2, 3, 4, 2, bidirectional=True, resets="some", cell=cell)))
     inputs = [call.input, call.h_0, call.c_0, *call.weights]
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
 

@@ -36,10 +36,11 @@ def test_two_runs_give_the_same_bits(variant: str, monkeypatch: pytest.MonkeyPat
     for dtype in (torch.float32, torch.bfloat16):
         if not fits(variant, dtype):
             pytest.skip(f"{variant} is not for this GPU")
-        call = on_gpu(make_call(Case(50, 16, 64, 128, bidirectional=True, dtype=dtype)))
-        first = to_cpu(run_layer(call))
-        for _ in range(5):
-            assert_same_bits(to_cpu(run_layer(call)), first, dtype)
+        for cell in ["standard", "layer norm"] if variant == "step" else ["standard"]:
+            call = on_gpu(make_call(Case(50, 16, 64, 128, bidirectional=True, cell=cell, dtype=dtype)))
+            first = to_cpu(run_layer(call))
+            for _ in range(5):
+                assert_same_bits(to_cpu(run_layer(call)), first, (cell, dtype))
 
 
 def test_no_synchronisation() -> None:
@@ -47,6 +48,7 @@ def test_no_synchronisation() -> None:
     calls = [
         on_gpu(make_call(case), lengths_there=True),
         on_gpu(make_call(case)),
+        on_gpu(make_call(replace(case, cell="layer norm"))),
         on_gpu(
             make_call(Case(8, 5, 7, 24, 6, layout="packed", cell="piecewise linear", dtype=torch.bfloat16))
         ),
@@ -79,14 +81,17 @@ def test_no_synchronisation() -> None:
     assert not awake.query(), "something waited for the device"
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("variant", "cell"), [*((variant, "standard") for variant in VARIANTS), ("step", "layer norm")]
+)
 @pytest.mark.parametrize("layout", ["padded", "packed", "lengths"])
-def test_cuda_graph(layout: str, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_graph(layout: str, variant: str, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Captured once, replayed with other numbers in the same tensors."""
     if not fits(variant, torch.float32):
         pytest.skip(f"{variant} is not for this GPU")
     monkeypatch.setenv("CUSTOMLSTM_CUDA_VARIANT", variant)
-    call = on_gpu(make_call(Case(8, 5, 7, 24, layout=layout, dtype=torch.float32)), lengths_there=True)
+    case = Case(8, 5, 7, 24, layout=layout, cell=cell, dtype=torch.float32)
+    call = on_gpu(make_call(case), lengths_there=True)
     leaves = [call.input, *call.weights]
     ones = [torch.ones_like(x) for x in torch.ops.customlstm.lstm_layer(*call.arguments(), 2)[:4]]
 

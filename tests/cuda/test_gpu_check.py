@@ -106,6 +106,19 @@ def test_clusters_are_left_out_before_hopper(
     assert check.report() == 1
 
 
+@pytest.mark.parametrize(("spent", "limit"), [(0, 300), (300, 176), (500, 120)])
+def test_what_cells_of_your_own_leave_for_the_benchmarks(
+    check: parts.Check, spent: float, limit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A minute; :meth:`parts.Check.run` sees to it that there is as much time at all."""
+    limits = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(check, "run", lambda part, command, limit, **environment: limits.append(limit))
+    monkeypatch.setattr(time, "monotonic", lambda: check.start + spent)
+    gpu_check.run_tests_of_written_cells(check)
+    assert limits == [limit]
+
+
 def passes(command: object, limit: float, log: Path, environment: object) -> tuple[str, str]:
     log.write_bytes(b"")
     return "passed", ""

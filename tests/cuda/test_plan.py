@@ -46,12 +46,13 @@ def round_up(value: int, multiple: int) -> int:
 
 def products(found: LaunchPlan, call: dict[str, Any]) -> list[tuple[int, int]]:
     """Rows of a block and padded depth of each product of a step."""
-    t, depth = found.tiling, DEPTH[call["math"]]
+    t, depth, gates = found.tiling, DEPTH[call["math"]], call.get("gates", 4)
     hidden = round_up(call["hidden_size"], depth)
     state = round_up(call.get("proj_size") or call["hidden_size"], depth)
     if call.get("backward"):
-        return [(t.state_rows, 4 * hidden), (t.units, state)] if t.state_rows else [(t.units, 4 * hidden)]
-    return [(4 * t.units, state), *([(t.state_rows, hidden)] if t.state_rows else [])]
+        first = (t.state_rows or t.units, gates * hidden)
+        return [first, (t.units, state)] if t.state_rows else [first]
+    return [(gates * t.units, state), *([(t.state_rows, hidden)] if t.state_rows else [])]
 
 
 def shared_bytes(found: LaunchPlan, call: dict[str, Any]) -> int:
@@ -76,6 +77,7 @@ def broken_rules(found: LaunchPlan, limits: DeviceLimits, call: dict[str, Any]) 
         "a variant that runs has no reason not to": t.variant not in found.why_not,
         "step always fits": "step" not in found.why_not,
         "units are whole tiles": t.units > 0 and t.units % (16 if call.get("backward") else 8) == 0,
+        "rows of the first product are whole tiles": products(found, call)[0][0] % 16 == 0,
         "blocks hold all units": t.unit_blocks * t.units >= hidden,
         "rows of the state only with projection": (t.state_rows > 0) == (proj > 0),
         "rows of the state are whole tiles": t.state_rows % 16 == 0,
@@ -136,6 +138,7 @@ def random_call(source: random.Random, **given: Any) -> dict[str, Any]:
         "hidden_size": hidden,
         "proj_size": source.choice([0, 0, 1, max(1, hidden // 2), max(1, hidden - 1)]),
         "directions": source.choice([1, 2]),
+        "gates": source.choice([4, 4, source.randint(1, 8)]),
         "math": source.choice(MATH),
         "backward": source.random() < 0.5,
         "ragged": source.random() < 0.5,
@@ -334,6 +337,18 @@ def test_reasons_name_the_limit(
     assert found.why_not[variant] in str(found)
 
 
+@pytest.mark.parametrize("variant", ["grid", "cluster"])
+def test_layer_norm_runs_with_step_only(variant: str) -> None:
+    call = {"steps": 1000, "batch": 16, "hidden_size": 256, "math": "bfloat16", "layer_norm": True}
+    why = f"{variant}: layer norm runs with step only: its sums over a row would cost an exchange each"
+    assert plan(H200, **call, variant=variant).why_not[variant] == why
+    for backward in (False, True):
+        found = plan(H200, **call, backward=backward)
+        assert found.variant == "step" and found.why_not[variant] == why
+        plain = plan(H200, **call | {"layer_norm": False}, backward=backward, variant="step")
+        assert found.predicted_us > plain.predicted_us + 2500  # a launch a step more
+
+
 def test_text() -> None:
     text = str(plan(H200, steps=1024, batch=16, hidden_size=768, math="bfloat16"))
     assert re.match(
@@ -350,6 +365,8 @@ def test_text() -> None:
         ({"hidden_size": 0}, "hidden_size must be at least 1, got 0"),
         ({"batch": -1}, "batch must be at least 0, got -1"),
         ({"directions": 3}, "directions must be 1 or 2, got 3"),
+        ({"gates": 0}, "gates must be 1 to 8, got 0"),
+        ({"gates": 9}, "gates must be 1 to 8, got 9"),
     ],
 )
 def test_wrong_arguments(wrong: dict[str, Any], text: str) -> None:
@@ -362,13 +379,15 @@ def test_the_operator_checks_its_lists() -> None:
 
     op, limits = torch.ops.customlstm.cuda_plan, [90, 132, 232448, 1 << 26, 16, 8, 1]
     for request, device, forced, text in [
-        ([1] * 8, limits, -1, "request has 8 numbers, expected 9"),
-        ([1] * 9, limits[:6], -1, "limits has 6 numbers, expected 7"),
-        ([1, 1, 8, 8, 1, 0, 0, 0, 5], limits, -1, "math is 5"),
-        ([1, 1, 8, 8, 1, 0, 0, 0, 0], limits, 3, "forced is 3"),
-        ([1, 1, 8, 8, 1, 0, 0, 0, 0], [90, 0, *limits[2:]], -1, "multiprocessors is 0"),
-        ([1, 1, 2**40, 2**40, 1, 0, 0, 0, 0], limits, -1, "no launch plan for"),
-        ([1, 1, 8, 4, 1, 0, 0, 0, 0], limits, -1, "no launch plan for"),
+        ([1] * 8, limits, -1, "request has 8 numbers, expected 11"),
+        ([1] * 11, limits[:6], -1, "limits has 6 numbers, expected 7"),
+        ([1, 1, 8, 8, 1, 0, 0, 0, 5, 4, 0], limits, -1, "math is 5"),
+        ([1, 1, 8, 8, 1, 0, 0, 0, 0, 0, 0], limits, -1, "gates is 0, expected 1 to 8"),
+        ([1, 1, 8, 8, 1, 0, 0, 0, 0, 9, 0], limits, -1, "gates is 9, expected 1 to 8"),
+        ([1, 1, 8, 8, 1, 0, 0, 0, 0, 4, 0], limits, 3, "forced is 3"),
+        ([1, 1, 8, 8, 1, 0, 0, 0, 0, 4, 0], [90, 0, *limits[2:]], -1, "multiprocessors is 0"),
+        ([1, 1, 2**40, 2**40, 1, 0, 0, 0, 0, 4, 0], limits, -1, "no launch plan for"),
+        ([1, 1, 8, 4, 1, 0, 0, 0, 0, 4, 0], limits, -1, "no launch plan for"),
     ]:
         with pytest.raises(RuntimeError, match=text):
             op(request, device, forced)

@@ -48,6 +48,22 @@ FAULTS = [
         "cluster",
         ["race", "'exchange'", "block.h:"],
     ),
+    (
+        "sums over a row read before all warps have written theirs",
+        "norm_rows.h",
+        "    device::sync_block();\n    const int warps",
+        "    const int warps",
+        "step",
+        ["race", "'row sums'", "norm_rows.h:"],
+    ),
+    (
+        "sums over a row that take no turns",
+        "norm_rows.h",
+        "    turn_ ^= 1;\n",
+        "",
+        "step",
+        ["race", "'row sums'", "norm_rows.h:"],
+    ),
 ]
 
 
@@ -79,7 +95,7 @@ def test_planted_fault_is_caught(faulty: Callable[..., HostKernels], index: int)
     reports = []
     for seed in range(40):
         try:
-            compare(kernels, seed, variant, "fma32")
+            compare(kernels, seed, variant, "fma32", normalised=FAULTS[index][1].startswith("norm_"))
         except RuntimeError as error:
             reports.append(str(error))
         except AssertionError:

@@ -7,72 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
-import shlex
-import shutil
-import subprocess
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support_compare import assert_close, assert_same_bits
-from support_host_kernels import sources
-from support_ops import ZONEOUTS, Case, LayerCall, make_call
+from support_ops import NORMALISED, ZONEOUTS, Case, LayerCall, make_call
 from torch import Tensor
-from torch.utils import cpp_extension
 
 from customlstm import _binary
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not _binary.status().loaded, reason="no compiled library to compare with")
-FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas"]
-COMPILER = shlex.split(os.environ.get("CXX", "")) or ["g++"]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 5e-2}
 RESULTS = ("output", "h_n", "c_n", "c_all")
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The operators of native/torch_side.cpp."""
-    if shutil.which(COMPILER[0]) is None:
-        pytest.fail(f"needs a C++ compiler: {COMPILER[0]} is not on the PATH; install it or set CXX")
-    folder = tmp_path_factory.mktemp("torch_side")
-    torch_flags = [
-        *FLAGS, "-std=c++20",
-        "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DUSE_CUDA",
-        *[f"-isystem{path}" for path in cpp_extension.include_paths()],
-    ]  # fmt: skip
-    ops = [ROOT / "csrc" / "ops" / f"{name}.cpp" for name in
-           ("checks", "cell_args", "cell_registry", "sequences", "layer_arguments", "matrices")]  # fmt: skip
-    work: list[tuple[Path, list[str]]] = [
-        (ROOT / "tests" / "cuda" / "native" / "torch_side.cpp", torch_flags),
-        *[(path, torch_flags) for path in ops],
-        (ROOT / "csrc" / "cuda" / "plan.cpp", FLAGS),
-        *[(path, [*FLAGS, *flags]) for path, flags in sources() if path.name != "recurrences.cpp"],
-    ]
-
-    def run(command: list[str]) -> None:
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
-
-    def compile_one(item: tuple[int, tuple[Path, list[str]]]) -> str:
-        number, (path, flags) = item
-        run([*COMPILER, *flags, "-c", str(path), "-o", str(folder / f"{number}.o")])
-        return str(folder / f"{number}.o")
-
-    with ThreadPoolExecutor() as pool:
-        objects = list(pool.map(compile_one, enumerate(work)))
-    library = folder / "libtorch_side.so"
-    link = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
-    run([*COMPILER, "-shared", "-Wl,-Bsymbolic", *objects, *link, "-o", str(library)])
-    torch.ops.load_library(library)
-    with torch.library._scoped_library("aten", "IMPL") as aten:
-        # cuBLAS sums 16-bit operands in float32; the CPU has no such product.
-        aten.impl("mm.dtype_out", lambda a, b, dtype, *, out: out.copy_(a.float() @ b.float()), "CPU")
-        yield torch.ops.customlstm_host
 
 
 def run_layer(ops: Any, call: LayerCall, save: int = 2) -> dict[str, Tensor]:
@@ -114,6 +61,31 @@ def test_every_option(host: Any, layout: str, dtype: torch.dtype) -> None:
         for zoneout in ZONEOUTS:
             case = dataclasses.replace(masked, projection=projection, zoneout=zoneout, bidirectional=False)
             compare(host, make_call(case), f"{case}")
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("layout", ["padded", "packed", "lengths", "no lengths"])
+def test_layer_norm(host: Any, layout: str, dtype: torch.dtype) -> None:
+    for cell, projection in itertools.product(NORMALISED, [0, 5]):
+        if dtype == torch.bfloat16 and "clips" in cell:  # a rounding may fall on the other side of a kink
+            continue
+        case = Case(6, 5, 3, 9, projection, layout=layout, resets="some", cell=cell, dtype=dtype)
+        for save in (0, 1, 2):
+            compare(host, make_call(case), f"{case} save={save}", save)
+        case = dataclasses.replace(case, bidirectional=True, bias=False, dropout=0.4, given=False)
+        compare(host, make_call(case), f"{case}")
+        for zoneout in ("both masks", "c rates"):
+            case = dataclasses.replace(case, zoneout=zoneout, bias=True)
+            compare(host, make_call(case), f"{case}")
+
+
+@pytest.mark.parametrize("variant", ["grid", "cluster"])
+def test_layer_norm_runs_with_step_only(host: Any, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUSTOMLSTM_CUDA_VARIANT", variant)
+    why = "layer norm runs with step only: its sums over a row would cost an exchange each"
+    with pytest.raises(RuntimeError) as caught:
+        run_layer(host, make_call(Case(cell="layer norm", dtype=torch.float32)))
+    assert f"asks for {variant}, which does not fit: {variant}: {why}; unset it" in str(caught.value)
 
 
 @pytest.mark.parametrize("variant", ["step", "grid", "cluster"])
@@ -168,6 +140,7 @@ def test_inference_in_pieces(host: Any, limit: int, monkeypatch: pytest.MonkeyPa
         Case(7, 5, 3, 9, 5, dropout=0.4, zoneout="both masks"),
         Case(7, 5, 3, 9, zoneout="both rates"),
         Case(7, 5, 3, 9, 5, zoneout="h rates"),
+        Case(7, 5, 3, 9, 5, zoneout="both masks", cell="layer norm"),
     ):
         for save in (0, 1, 2):
             whole = run_layer(host, make_call(case), save)
@@ -211,8 +184,9 @@ def test_what_lies_in_the_padding_reaches_nothing(host: Any) -> None:
     assert_same_bits(run_layer(host, bad), run_layer(host, call), "NaN beyond the lengths")
 
 
-def test_gradients_not_needed_are_empty(host: Any) -> None:
-    call = make_call(Case(4, 3, 5, 6, 2, bidirectional=True, cell="peephole"))
+@pytest.mark.parametrize("cell", ["peephole", "layer norm and all options", "layer norm of the input"])
+def test_gradients_not_needed_are_empty(host: Any, cell: str) -> None:
+    call = make_call(Case(4, 3, 5, 6, 2, bidirectional=True, cell=cell))
     results = host.lstm_layer(*call.arguments(), 2)
     grads = [torch.randn_like(x) for x in results[:4]]
     count = 3 + len(call.weights)

@@ -258,3 +258,37 @@ print(torch.allclose(compiled(x)[0], module(x)[0], atol=1e-6))
 def test_status_says_what_backends_there_are() -> None:
     status = _binary.status()
     assert status.loaded == FUSED and (status.reason == "") == FUSED
+
+
+@needs_library
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "compiled"])
+def test_under_autocast_a_cell_is_built_only_for_the_dtype_that_runs(
+    graph: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[torch.dtype] = []
+
+    def refuse(cell: customlstm.cells.UserCell, dtype: torch.dtype, device: torch.device) -> None:
+        built.append(dtype)
+        raise customlstm.jit.BuildError("not now")
+
+    monkeypatch.setattr(customlstm.jit, "register", refuse)
+    monkeypatch.setattr(dispatch, "_compiled_reasons", {})
+    layer = customlstm.LSTM(4, 3, cell=customlstm.cells.janet)
+    wide = customlstm.LSTM(4, 3, cell=customlstm.cells.janet, dtype=torch.float64)
+    step = customlstm.LSTMCell(4, 3, cell=customlstm.cells.janet)
+    narrow = (torch.zeros(3, 3, dtype=torch.bfloat16), torch.zeros(3, 3, dtype=torch.bfloat16))
+    for module, arguments, expected in (
+        (layer, (x,), torch.bfloat16),
+        (wide, (x.double(),), torch.float64),
+        (step, (x[0],), torch.float32),  # its state is not rounded
+        (step, (x[0], narrow), torch.bfloat16),
+    ):
+        called = torch.compile(module, backend="eager") if graph else module
+        built.clear()
+        with torch.autocast("cpu", torch.bfloat16), warnings.catch_warnings():
+            warnings.simplefilter("ignore", customlstm.FallbackWarning)
+            called(*arguments)
+            assert built == [expected]
+            built.clear()
+            assert "not now" in customlstm.explain(module, *arguments).reason
+        assert built == [expected]

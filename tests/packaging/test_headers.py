@@ -47,10 +47,11 @@ def test_where_they_are_found(include: Path, pure: Path, checkout: Path, tmp_pat
 def test_a_clone_and_an_installation_share_a_cache(
     include: Path, pure: Path, checkout: Path, tmp_path: Path, run
 ):
-    code = "from customlstm.jit.headers import *; print(sorted(digests(headers()).items()))"
+    code = "from customlstm.jit.headers import *; "
+    code += "print([sorted(digests(headers(), parts).items()) for parts in (CPU, CUDA)])"
     first, second = (
         run("python", "-c", code, cwd=tmp_path, PYTHONPATH=str(installation)).stdout
         for installation in (pure, checkout)
     )
-    assert "cpu/kernels.inl" in first
+    assert "cpu/kernels.inl" in first and "cuda/device/nvrtc.h" in first
     assert first == second

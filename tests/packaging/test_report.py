@@ -10,6 +10,7 @@ import torch
 
 import customlstm
 from customlstm import _binary
+from customlstm.jit.nvrtc import find_nvrtc
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_library = pytest.mark.skipif(not _binary.status().loaded, reason=_binary.status().reason)
@@ -50,6 +51,12 @@ def test_says_why_there_is_no_gpu(report: str) -> None:
         assert torch.cuda.get_device_name(0) in report
     else:
         assert "  GPU          none: " in report
+
+
+@needs_library
+def test_says_what_compiles_cells(report: str) -> None:
+    assert "\n  compiler     " in report
+    assert f"\n  for GPUs     {find_nvrtc()}\n" in report
 
 
 @needs_library

@@ -2,13 +2,10 @@
 // intrinsics and PTX. CUSTOMLSTM_DEBUG adds bounds checks; without it an array is its pointer and nothing more.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
+#if !defined(__CUDACC_RTC__)   // which has printf and the mathematical functions without a header
 #include <cmath>
-#include <cstdint>
 #include <cstdio>
-#include <type_traits>
+#endif
 
 #include "fast_math.h"
 #include "vector.h"
@@ -97,9 +94,18 @@ CUSTOMLSTM_DEVICE void store_vector(T* to, const Vector<T, N>& value) {
 }
 
 template <class T>
+struct RemoveConst {
+  using Type = T;
+};
+template <class T>
+struct RemoveConst<const T> {
+  using Type = T;
+};
+
+template <class T>
 class Global {
  public:
-  using Value = std::remove_const_t<T>;
+  using Value = typename RemoveConst<T>::Type;
 
   CUSTOMLSTM_DEVICE Global(T* pointer, int64_t count, const char* name) : pointer_(pointer), bounds_(count, name) {}
 
@@ -315,10 +321,23 @@ CUSTOMLSTM_DEVICE uint32_t to_tf32(float x) {
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
   return bits;
 }
-CUSTOMLSTM_DEVICE float to_float(BFloat16 x) { return __bfloat162float(__ushort_as_bfloat16(x.bits)); }
-CUSTOMLSTM_DEVICE float to_float(Half x) { return __half2float(__ushort_as_half(x.bits)); }
-CUSTOMLSTM_DEVICE BFloat16 to_bf16(float x) { return {__bfloat16_as_ushort(__float2bfloat16_rn(x))}; }
-CUSTOMLSTM_DEVICE Half to_half(float x) { return {__half_as_ushort(__float2half_rn(x))}; }
+// Not by cuda_bf16.h and cuda_fp16.h, which a machine that compiles at run time need not have.
+CUSTOMLSTM_DEVICE float to_float(BFloat16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
+CUSTOMLSTM_DEVICE float to_float(Half x) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+  return y;
+}
+CUSTOMLSTM_DEVICE BFloat16 to_bf16(float x) {
+  BFloat16 y;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+  return y;
+}
+CUSTOMLSTM_DEVICE Half to_half(float x) {
+  Half y;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+  return y;
+}
 
 struct Approximations {
   static CUSTOMLSTM_DEVICE float exp2(float x) {

@@ -42,8 +42,6 @@
 //   may be less exact: at most 4 ulp or 5e-7 absolute.
 #pragma once
 
-#include <cstdint>
-
 #include "../../types.h"
 
 #if defined(__CUDACC__)

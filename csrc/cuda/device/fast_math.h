@@ -11,7 +11,9 @@
 // absolute, tanh 2.0e-7 absolute and 3.3 ulp.
 #pragma once
 
+#if !defined(__CUDACC_RTC__)   // which has these functions without a header
 #include <cmath>
+#endif
 
 namespace customlstm {
 namespace device {

@@ -45,11 +45,18 @@ struct Random {
   uint32_t below(uint32_t n) { return uint32_t((next() >> 32) * n >> 32); }
 };
 
+// Of a kernel that is started by its handle, the handle is a pointer to one of these, which stays where it is.
 struct KernelInfo {
   const char* name;
   int most_threads;
   Body body;
 };
+
+template <class Kernel>
+KernelInfo info_of() {
+  using Params = typename Kernel::Params;
+  return {Kernel::kName, Kernel::kThreads, [](const void* p) { Kernel::run(*static_cast<const Params*>(p)); }};
+}
 
 // Throws std::runtime_error with the first error found. One launch at a time runs in a process; others wait.
 void run(const KernelInfo& kernel, const cuda::Launch& launch, const void* params, uint64_t seed, Random& random);
@@ -68,8 +75,15 @@ class HostLauncher {
   void launch(const Launch& launch, const typename Kernel::Params& params) {
     using Params = typename Kernel::Params;
     static_assert(std::is_trivially_copyable<Params>::value && sizeof(Params) <= 4096, "plain data of at most 4 KB");
-    const auto body = [](const void* p) { Kernel::run(*static_cast<const Params*>(p)); };
-    device::host::run({Kernel::kName, Kernel::kThreads, body}, launch, &params, seed_, random_);
+    device::host::run(device::host::info_of<Kernel>(), launch, &params, seed_, random_);
+  }
+
+  template <class Params>
+  void launch_loaded(const void* handle, const char* name, int most_threads, const Launch& launch,
+                     const Params& params) {
+    static_assert(std::is_trivially_copyable<Params>::value && sizeof(Params) <= 4096, "plain data of at most 4 KB");
+    const auto* const kernel = static_cast<const device::host::KernelInfo*>(handle);
+    device::host::run({name, most_threads, kernel->body}, launch, &params, seed_, random_);
   }
 
  private:

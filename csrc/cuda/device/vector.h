@@ -1,8 +1,6 @@
 // A short array that one load or store moves as a whole: the same for both implementations of the primitives.
 #pragma once
 
-#include <cstddef>
-
 namespace customlstm {
 namespace device {
 

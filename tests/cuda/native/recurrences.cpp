@@ -1,4 +1,5 @@
 // The functions of csrc/cuda/kernels.h on the host executor, for ctypes: plain arrays in, an error text out.
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <vector>
@@ -13,11 +14,12 @@ using namespace customlstm::cuda;
 namespace {
 
 // A cell from the op's own encoding: for each activation kind, alpha, beta, knots, then x and y of the knots; then the
-// four options, which here are never left out.
+// four options and the places of layer norm as powers of two, which here are never left out.
 template <class S>
 struct TestCell {
   CellParams<S> params = {};
   std::vector<S> tables;
+  bool norms[kNormPlaces];
 
   explicit TestCell(const double* args) {
     Activation<S>* const activations[3] = {&params.gate, &params.cell, &params.output};
@@ -39,6 +41,7 @@ struct TestCell {
     params.coupled_gates = args[1] != 0;
     params.gate_clip = clip_to(args[2]);
     params.cell_clip = clip_to(args[3]);
+    for (int place = 0; place < kNormPlaces; ++place) norms[place] = int(args[4]) >> place & 1;
     tables.assign(values.begin(), values.end());
     const S* at = tables.data();
     for (Activation<S>* f : activations) {
@@ -51,11 +54,11 @@ struct TestCell {
   }
 };
 
-Sizes read_sizes(const int64_t* s) { return {s[0], s[1], s[2], s[3], s[4], s[5], s[6] != 0, s[7] != 0}; }
+Sizes read_sizes(const int64_t* s) { return {s[0], s[1], s[2], s[3], s[4], s[5], 4, 1, s[6] != 0, s[7] != 0}; }
 
 Tiling read_tiling(const int64_t* t) {
   return {static_cast<Variant>(t[0]), int32_t(t[1]), int32_t(t[2]), int32_t(t[3]), int32_t(t[4]),
-          int32_t(t[5]),              int32_t(t[6]), int32_t(t[7]), int32_t(t[8])};
+          int32_t(t[5]),              int32_t(t[6]), int32_t(t[7]), int32_t(t[8]), 4};
 }
 
 constexpr int kSequencePointers = 7;
@@ -74,8 +77,8 @@ void* const* read_layer(Params& p, const int64_t* sizes, void* const* pointers) 
   p.sequences = read_sequences(pointers);
   void* const* at = pointers + kSequencePointers;
   for (auto& w : p.weights) {
-    w = {at[0], at[1], at[2], at[3], {at[4], at[5], at[6]}};
-    at += 7;
+    w = {at[0], at[1], at[2], at[3], {at[4], at[5], at[6]}, {{at[7], at[8]}, {at[9], at[10]}, {at[11], at[12]}}};
+    at += 13;
   }
   return at;
 }
@@ -92,13 +95,14 @@ int guarded(char* error, int64_t size, const F& body) {
 }
 
 template <class S, class Params>
-void run(MathKind math, Params& p, const Tiling& tiling, int64_t standard, const double* cell, uint64_t seed,
+void run(MathKind math, Params& p, const Tiling& tiling, int64_t kind, const double* cell, uint64_t seed,
          int64_t (*workspace)(MathKind, const Params&, const Tiling&),
          void (*kernel)(MathKind, const Params&, const Tiling&, void*)) {
   const TestCell<S> test_cell(cell);
   const int32_t peepholes = !test_cell.params.peephole ? 0 : test_cell.params.coupled_gates ? 2 : 3;
-  p.cell = {standard ? CellKind::kStandard : CellKind::kConfigurable, &test_cell.params, test_cell.tables.data(),
-            int64_t(test_cell.tables.size()), peepholes};
+  p.cell = {static_cast<CellKind>(kind), &test_cell.params, test_cell.tables.data(), int64_t(test_cell.tables.size()),
+            peepholes, {}};
+  std::copy(test_cell.norms, test_cell.norms + kNormPlaces, p.cell.norms);
   // Of any content, as an allocator returns it.
   std::vector<char> memory(size_t(workspace(math, p, tiling)) + 256, char(0xa5));
   p.workspace = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.data()) + 255) / 256 * 256);
@@ -108,10 +112,10 @@ void run(MathKind math, Params& p, const Tiling& tiling, int64_t standard, const
 }  // namespace
 
 // pointers: step_row, lengths, resets, recurrent mask, three numbers (its scale and the rates of zoneout), the masks of
-// zoneout of h and of c; w_hh, b_ih, b_hh, w_hr and three peephole weights of each of two directions; then
-// the arrays of the struct.
+// zoneout of h and of c; w_hh, b_ih, b_hh, w_hr, three peephole weights, and gain and bias of the three layer norms of
+// each of two directions; then the arrays of the struct. kind: a CellKind.
 extern "C" int customlstm_forward(int64_t math, const int64_t* sizes, const int64_t* tiling, void* const* pointers,
-                                  int64_t standard, const double* cell, uint64_t seed, char* error, int64_t size) {
+                                  int64_t kind, const double* cell, uint64_t seed, char* error, int64_t size) {
   return guarded(error, size, [&] {
     ForwardParams p = {};
     void* const* at = read_layer(p, sizes, pointers);
@@ -124,14 +128,14 @@ extern "C" int customlstm_forward(int64_t math, const int64_t* sizes, const int6
     p.c_all = at[6];
     p.gates = at[7];
     p.hidden = at[8];
-    const MathKind kind = static_cast<MathKind>(math);
-    const auto runner = kind == MathKind::kFma64 ? run<double, ForwardParams> : run<float, ForwardParams>;
-    runner(kind, p, read_tiling(tiling), standard, cell, seed, forward_workspace, forward);
+    const MathKind arithmetic = static_cast<MathKind>(math);
+    const auto runner = arithmetic == MathKind::kFma64 ? run<double, ForwardParams> : run<float, ForwardParams>;
+    runner(arithmetic, p, read_tiling(tiling), kind, cell, seed, forward_workspace, forward);
   });
 }
 
 extern "C" int customlstm_backward(int64_t math, const int64_t* sizes, const int64_t* tiling, void* const* pointers,
-                                   int64_t standard, const double* cell, uint64_t seed, char* error, int64_t size) {
+                                   int64_t kind, const double* cell, uint64_t seed, char* error, int64_t size) {
   return guarded(error, size, [&] {
     BackwardParams p = {};
     void* const* at = read_layer(p, sizes, pointers);
@@ -147,9 +151,11 @@ extern "C" int customlstm_backward(int64_t math, const int64_t* sizes, const int
     p.grad_h_0 = at[9];
     p.grad_c_0 = at[10];
     p.grad_unit_parameters = at[11];
-    const MathKind kind = static_cast<MathKind>(math);
-    const auto runner = kind == MathKind::kFma64 ? run<double, BackwardParams> : run<float, BackwardParams>;
-    runner(kind, p, read_tiling(tiling), standard, cell, seed, backward_workspace, backward);
+    p.grad_input_products = at[12];
+    p.norm_sums = at[13];
+    const MathKind arithmetic = static_cast<MathKind>(math);
+    const auto runner = arithmetic == MathKind::kFma64 ? run<double, BackwardParams> : run<float, BackwardParams>;
+    runner(arithmetic, p, read_tiling(tiling), kind, cell, seed, backward_workspace, backward);
   });
 }
 
