@@ -174,15 +174,10 @@ def cells(setting: Setting, mode: str, device: str) -> dict[str, Callable[[], Ru
     return found
 
 
-def cell_options(device: str) -> list[str]:
-    """The OPTIONS that have kernels there: on a GPU all but layer norm."""
-    return [name for name in OPTIONS if device == "cpu" or "layer_norm" not in OPTIONS[name]]
-
-
 def options(setting: Setting, mode: str, device: str) -> dict[str, Callable[[], Run]]:
     """Every option against the plain cell; in training masks are drawn anew at every call."""
     found = {OURS: whole(setting, mode, device, same_weights, backend="fused")}
-    for name in cell_options(device):
+    for name in OPTIONS:
         found[name] = whole(setting, mode, device, same_weights, backend="fused", cell=name)
     for name, arguments in MODULE_OPTIONS.items():
         found[name] = whole(setting, mode, device, same_weights, backend="fused", **arguments)
@@ -193,7 +188,7 @@ def option_references(setting: Setting, mode: str, device: str) -> dict[str, Cal
     """The same cells in plain PyTorch, for comparison of the results."""
     return {
         f"{name}, {REFERENCE}": whole(setting, mode, device, same_weights, backend="reference", cell=name)
-        for name in cell_options(device)
+        for name in OPTIONS
     }
 
 

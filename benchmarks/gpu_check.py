@@ -86,6 +86,16 @@ def run_tests(check: Check, capability: int) -> None:
         check.run(part, command, limit, CUSTOMLSTM_REQUIRE_GPU="1", **environment)
 
 
+def run_tests_of_written_cells(check: Check) -> None:
+    part = "tests, cells of your own"
+    if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.core") is None:
+        check.skip(part, "cuda.core is not there, which compiles them: pip install 'cuda-core>=1.0'")
+        return
+    # Most of it is NVRTC's time, which differs much from machine to machine; the benchmarks keep a minute.
+    limit = max(120.0, min(300.0, check.left() - 60))
+    check.run(part, [*PYTEST, "tests/cuda/test_gpu_written.py"], limit, CUSTOMLSTM_REQUIRE_GPU="1")
+
+
 def run_all(check: Check, capability: int) -> None:
     python = sys.executable
     if not check.run("build", [python, "setup.py", "build_ext", "--inplace"], 240):
@@ -104,6 +114,7 @@ def run_all(check: Check, capability: int) -> None:
         check.run(
             tool, [*command, python, "-m", "benchmarks.small_shapes"], 45, PYTORCH_NO_CUDA_MEMORY_CACHING="1"
         )
+    run_tests_of_written_cells(check)  # after the sanitizers, which need less and always the same
     run_benchmarks(check)
 
 

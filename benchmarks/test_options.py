@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from .contenders import MODULE_OPTIONS, OURS, REFERENCE, cell_options, option_references, options
+from .contenders import MODULE_OPTIONS, OPTIONS, OURS, REFERENCE, option_references, options
 from .grid import Setting
 from .measure import DEVICE, TOLERANCES, Ratio, build, check_outputs, record
 
 SUITE = "options"
 # Layer norm sums over every row twice and keeps twice as much for backward.
-TIMES = {name: 1.6 if name == "layer norm" else 1.25 for name in (*cell_options(DEVICE), *MODULE_OPTIONS)}
+TIMES = {name: 1.6 if name == "layer norm" else 1.25 for name in (*OPTIONS, *MODULE_OPTIONS)}
 RATIOS = [Ratio(f"plain / {name}", OURS, name, 1 / most) for name, most in TIMES.items()]
 
 
@@ -25,6 +25,6 @@ RATIOS = [Ratio(f"plain / {name}", OURS, name, 1 / most) for name, most in TIMES
 def test_options(benchmark: Any, setting: Setting, mode: str) -> None:
     runs = build(options(setting, mode, DEVICE))
     references = build(option_references(setting, mode, DEVICE))
-    same = [(name, f"{name}, {REFERENCE}") for name in cell_options(DEVICE)]
+    same = [(name, f"{name}, {REFERENCE}") for name in OPTIONS]
     check_outputs({**runs, **references}, same, TOLERANCES[setting.dtype])
     record(benchmark, runs, setting, mode, suite=SUITE, ours=OURS, ratios=RATIOS, memory_of=options)

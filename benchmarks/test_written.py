@@ -27,8 +27,6 @@ RATIOS = [
 @pytest.mark.usefixtures("tf32", "threads")
 @pytest.mark.parametrize("mode", ["inference", "training"])
 def test_written(benchmark: Any, setting: Setting, mode: str) -> None:
-    if DEVICE == "cuda":
-        pytest.skip("cells that users write have no CUDA kernel yet")
     runs = build(written(setting, mode, DEVICE))
     same = [(OURS, COPY), *((SLSTM, f"{SLSTM}, {loop}") for loop in (PYTHON_LOOP, LOOP))]
     check_outputs(runs, [pair for pair in same if pair[1] in runs], TOLERANCES[setting.dtype])
