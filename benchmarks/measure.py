@@ -50,6 +50,24 @@ def check_outputs(
         )
 
 
+def rms_error(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact.double()).square().mean().sqrt())
+
+
+def check_errors(
+    runs: Mapping[str, Callable[[], Tensor]], same: Sequence[tuple[str, str, str]], most: float = 2.0
+) -> None:
+    """Of (one, other, exact): one's error, as root of the mean square, is at most ``most`` times the other's.
+
+    For what two right results differ by more than a tolerance in, since a small difference of two numbers is
+    divided by something small.
+    """
+    for one, other, exact in same:
+        right = runs[exact]()
+        errors = [rms_error(runs[name](), right) for name in (one, other)]
+        assert errors[0] <= most * errors[1], f"{one}: error {errors[0]:.2e}, {other}: {errors[1]:.2e}"
+
+
 def gradients(module: nn.Module, x: Tensor, given: Tensor) -> dict[str, Tensor]:
     """Of ``x`` and of every weight, for this gradient of the output."""
     parameters = dict(module.named_parameters())

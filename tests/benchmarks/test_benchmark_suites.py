@@ -245,3 +245,16 @@ def test_loops_can_be_left_out(tmp_path: Path) -> None:
     (run,) = runs.read(kept)
     assert {contenders.OURS, contenders.THEIRS} <= run.info["times"].keys()
     assert not {contenders.LOOP, contenders.REFERENCE} & run.info["times"].keys()
+
+
+def test_errors_are_those_of_the_exact_result() -> None:
+    """One wrong element of a thousand counts, as twice the other's error does not."""
+    exact = torch.zeros(1000, dtype=torch.float64)
+    other = exact.float() + 1e-6
+    wrong = other.clone()
+    wrong[0] = 1e-3
+    results = {"ours": exact.float() - 1.9e-6, "wrong": wrong, "other": other, "exact": exact}
+    made = {name: (lambda value=value: value) for name, value in results.items()}
+    measure.check_errors(made, [("ours", "other", "exact")])
+    with pytest.raises(AssertionError, match=r"wrong: error 3.16e-05, other: 1.00e-06"):
+        measure.check_errors(made, [("wrong", "other", "exact")])
