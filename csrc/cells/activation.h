@@ -43,6 +43,9 @@ struct CellParams {
   Activation<S> gate, cell, output;
   Activation<S> gate_clip, cell_clip;
   bool peephole, coupled_gates;
+  // Backward is given the values of the gates, since their activations' derivatives follow from these: sigmoid and tanh
+  // without a clip. Else it is given the pre-activations, and computes the activations once more.
+  bool saves_values;
 };
 
 // Parameters of a cell that have one value a hidden unit, such as peephole weights, at most.

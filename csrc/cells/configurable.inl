@@ -4,7 +4,7 @@
 struct ConfigurableCell {
   static constexpr int kGates = 4;
   static constexpr int kStates = 1;
-  static constexpr int kSaved = 4;        // the pre-activations: a derivative cannot always be had from the result
+  static constexpr int kSaved = 4;        // the gates' values or pre-activations: see CellParams::saves_values
   static constexpr int kParameters = 3;   // peephole weights of i, f and o; of i and o where the gates are coupled
 
   template <class V, class S>
@@ -29,20 +29,26 @@ struct ConfigurableCell {
     saved[0] = i;
     saved[1] = f;
     saved[2] = g;
-    apply(p.gate_clip, p.gate, i);
+    apply(p.gate_clip, p.gate, i);   // replaces the argument by the value
     if (p.coupled_gates) {
       f = V::broadcast(S(1)) - i;
     } else {
       apply(p.gate_clip, p.gate, f);
     }
     apply(p.gate_clip, p.cell, g);
+    if (p.saves_values) {
+      saved[0] = i;
+      saved[1] = f;
+      saved[2] = g;
+    }
     c = fma(f, c, i * g);
     if (is_on(p.cell_clip)) activate(p.cell_clip, c);
     if (p.peephole) o = fma(output_weight(p, w), c, o);
     saved[3] = o;
     apply(p.gate_clip, p.gate, o);
+    if (p.saves_values) saved[3] = o;
   }
-  // What forward_state saves, from the same pre-activations and the states before and after.
+  // What forward_state saves of pre-activations, from the same pre-activations and the states before and after.
   template <class V, class S>
   static CUSTOMLSTM_INLINE void save(const CellParams<S>& p, const V (&a)[kGates], const V* w,
                                      const V (&before)[kStates], const V (&state)[kStates], V (&saved)[kSaved]) {
@@ -74,7 +80,7 @@ struct ConfigurableCell {
   static CUSTOMLSTM_INLINE void backward_output(const CellParams<S>& p, const V (&saved)[kSaved], const V& shown,
                                                 const V& dh, V& da_o, V& outer, V& inner) {
     V o = saved[3], s = shown, d_o;
-    apply(p.gate_clip, p.gate, o, d_o);
+    recall(p, p.gate, o, d_o);
     activate(p.output, s, inner);
     da_o = within(p.gate_clip, saved[3], dh * s * d_o);
     outer = dh * o;
@@ -88,13 +94,13 @@ struct ConfigurableCell {
     V& dc = dstate[0];
     V i = saved[0], f = saved[1], g = saved[2];
     V di, df, dg;
-    apply(p.gate_clip, p.gate, i, di);   // replaces the argument by the value, the last argument by the derivative
+    recall(p, p.gate, i, di);   // replaces what was saved by the value, the last argument by the derivative
     if (p.coupled_gates) {
       f = V::broadcast(S(1)) - i;
     } else {
-      apply(p.gate_clip, p.gate, f, df);
+      recall(p, p.gate, f, df);
     }
-    apply(p.gate_clip, p.cell, g, dg);
+    recall(p, p.cell, g, dg);
     V dc_total = dc;
     if (p.peephole) dc_total = fma(da[3], output_weight(p, w), dc_total);
     dc_total = within(p.cell_clip, fma(f, c_prev, i * g), dc_total);
@@ -135,10 +141,17 @@ struct ConfigurableCell {
     if (is_on(clip)) activate(clip, x);
     activate(f, x);
   }
+  // From what was saved of a gate to its value, and the derivative of f there.
   template <class V, class S>
-  static CUSTOMLSTM_INLINE void apply(const Activation<S>& clip, const Activation<S>& f, V& x, V& derivative) {
-    if (is_on(clip)) activate(clip, x);
-    activate(f, x, derivative);
+  static CUSTOMLSTM_INLINE void recall(const CellParams<S>& p, const Activation<S>& f, V& x, V& derivative) {
+    if (!p.saves_values) {
+      if (is_on(p.gate_clip)) activate(p.gate_clip, x);
+      activate(f, x, derivative);
+    } else if (f.kind == ActivationKind::kTanh) {
+      derivative = V::broadcast(S(1)) - x * x;
+    } else {
+      derivative = x * (V::broadcast(S(1)) - x);
+    }
   }
   // The gradient of x from that of clip(x): zero, even where it is NaN, where the clip holds or x is NaN.
   template <class V, class S>

@@ -95,10 +95,18 @@ void CellArgs::read_activations(const std::vector<double>& args) {
   for (int k = 0; k < 3; ++k) at = read_activation(args, at, kRoles[k], tables_, *activations[k]);
   read_options(args, at);
 
+  const auto follows_from_value = [](const Activation<double>& f) {
+    return is(f, ActivationKind::kSigmoid) || is(f, ActivationKind::kTanh);
+  };
+  const bool normalised = norms_[kNormInput] || norms_[kNormRecurrent] || norms_[kNormCell];
+  // Rows that are normalised are saved before they go through the cell.
+  double_params_.saves_values = follows_from_value(double_params_.gate) && follows_from_value(double_params_.cell) &&
+                                is(double_params_.gate_clip, ActivationKind::kIdentity) && !normalised;
+
   float_tables_.assign(tables_.begin(), tables_.end());
   const CellParams<double>& p = double_params_;
-  float_params_ = {narrow(p.gate),      narrow(p.cell),      narrow(p.output), narrow(p.gate_clip),
-                   narrow(p.cell_clip), p.peephole, p.coupled_gates};
+  float_params_ = {narrow(p.gate),      narrow(p.cell), narrow(p.output), narrow(p.gate_clip),
+                   narrow(p.cell_clip), p.peephole,     p.coupled_gates,  p.saves_values};
   Activation<float>* const float_activations[3] = {&float_params_.gate, &float_params_.cell, &float_params_.output};
   const double* doubles = tables_.data();
   const float* floats = float_tables_.data();
@@ -110,10 +118,7 @@ void CellArgs::read_activations(const std::vector<double>& args) {
                        !is(p.cell_clip, ActivationKind::kIdentity);
   const bool standard = !options && is(p.gate, ActivationKind::kSigmoid) && is(p.cell, ActivationKind::kTanh) &&
                         is(p.output, ActivationKind::kTanh);
-  kind_ = standard ? CellKind::kStandard : CellKind::kConfigurable;
-  for (const bool norm : norms_) {
-    if (norm) kind_ = CellKind::kNormalised;
-  }
+  kind_ = normalised ? CellKind::kNormalised : standard ? CellKind::kStandard : CellKind::kConfigurable;
 }
 
 void CellArgs::read_options(const std::vector<double>& args, size_t at) {
