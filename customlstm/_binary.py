@@ -27,7 +27,7 @@ from urllib.request import url2pathname
 import torch  # must be in the process before the library, which finds torch's own libraries already loaded
 
 # The number that this Python code and the library must share; csrc/ops/interface.h has the other copy.
-INTERFACE = 6
+INTERFACE = 7
 
 _MODULE = "customlstm._C"
 _PACKAGE = Path(__file__).resolve().parent

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import checks, dispatch
+from .masks import drawn
 
 
 def lstm(
@@ -326,7 +327,7 @@ def _layers(
             batch = x.size(1)
             if batch_sizes is not None and h_0 is not None:
                 batch = h_0.size(1)
-            mask = ~_drawn([directions, batch, weights[1].size(1)], recurrent_dropout, x)
+            mask = ~drawn([directions, batch, weights[1].size(1)], recurrent_dropout, x)
             if recurrent_dropout < 1.0:
                 scale = 1.0 / (1.0 - recurrent_dropout)
         kept_h, kept_c = (
@@ -419,16 +420,7 @@ def _zoneout_mask(x: Tensor, rate: float, size: int, training: bool) -> Tensor |
         return None
     sizes = list(x.shape[:-1])
     sizes.append(size)
-    return _drawn(sizes, rate, x)
-
-
-def _drawn(sizes: list[int], rate: float, like: Tensor) -> Tensor:
-    """bool, True at this rate, on the device of ``like``.
-
-    Drawn as float32, whatever torch's default dtype is, which would change the rate; and not in place, which
-    vmap refuses. On a CPU this takes half the time of bernoulli_.
-    """
-    return torch.rand(sizes, dtype=torch.float32, device=like.device) < rate
+    return drawn(sizes, rate, x)
 
 
 def _drop_recurrent_weights(weights: list[Tensor], directions: int, rate: float) -> list[Tensor]:
@@ -436,7 +428,8 @@ def _drop_recurrent_weights(weights: list[Tensor], directions: int, rate: float)
     dropped = weights[:]
     for d in range(directions):
         at = d * (len(weights) // directions) + 1
-        dropped[at] = F.dropout(weights[at], rate, True)
+        kept = (~drawn(list(weights[at].shape), rate, weights[at])).to(weights[at].dtype)
+        dropped[at] = weights[at] * (kept / (1.0 - rate) if rate < 1.0 else kept)
     return dropped
 
 

@@ -1,6 +1,6 @@
 """Schema strings of the operators in the ``customlstm`` namespace.
 
-The compiled library defines the same four schemas from ``csrc/ops/schema.h``; the two texts must be equal.
+The compiled library defines the same schemas from ``csrc/ops/schema.h``; the two texts must be equal.
 Where no library is loaded, :mod:`customlstm.ops` defines them from here, so that the operators exist in every
 installation.
 
@@ -41,7 +41,10 @@ LSTM_CELL_BACKWARD = (
     "-> (Tensor grad_input, Tensor grad_h_0, Tensor grad_c_0, Tensor[] grad_weights)"
 )
 
-SCHEMAS = (LSTM_LAYER, LSTM_LAYER_BACKWARD, LSTM_CELL, LSTM_CELL_BACKWARD)
+# Zoneout and dropout draw with it; see csrc/ops/mask_op.cpp.
+DRAW_MASK = "draw_mask(Tensor seed, Tensor rows, int width, float rate) -> Tensor mask"
+
+SCHEMAS = (LSTM_LAYER, LSTM_LAYER_BACKWARD, LSTM_CELL, LSTM_CELL_BACKWARD, DRAW_MASK)
 
 
 def name_of(schema: str) -> str:

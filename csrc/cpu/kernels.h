@@ -148,8 +148,13 @@ struct CellSizes {
   int64_t gates, states, saved, unit_parameters;
 };
 
+// Flags of a random mask that are drawn at a time.
+constexpr int64_t kMaskGroup = 128;
+
 struct KernelTable {
   const char* name;
+  // Flags begin .. end - 1 of a mask, begin a multiple of kMaskGroup: 1 where the flag's random word is at most `most`.
+  void (*draw_flags)(uint64_t seed, uint32_t most, uint8_t* flags, int64_t begin, int64_t end);
   CellKernels cells[kStorageTypes][kCellKinds];
 };
 

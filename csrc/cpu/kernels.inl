@@ -2,6 +2,7 @@
 // namespace and included its header from isa/.
 
 #include "recurrence.inl"
+#include "mask.inl"
 
 #include "../cells/standard.inl"
 #include "../cells/configurable.inl"
@@ -22,6 +23,7 @@ constexpr CellKernels kernels_of() {
 
 const KernelTable kTable = {
     CUSTOMLSTM_ISA_NAME,
+    &draw_flags,
 #if CUSTOMLSTM_HAS_BF16   // the rest comes from the instruction set without it: see dispatch.cpp
     {{}, {}, CUSTOMLSTM_EACH_CELL(BFloat16), {}},
 #else

@@ -3,4 +3,4 @@
 // library with another number is refused with the advice to rebuild, instead of failing later in an odd place.
 #pragma once
 
-#define CUSTOMLSTM_INTERFACE 6
+#define CUSTOMLSTM_INTERFACE 7

@@ -17,6 +17,9 @@
   "float zoneout_c_rate, Tensor output, Tensor c_all, Tensor gates, Tensor hidden, int[] needs) "            \
   "-> (Tensor grad_input, Tensor grad_h_0, Tensor grad_c_0, Tensor[] grad_weights)"
 
+#define CUSTOMLSTM_DRAW_MASK_SCHEMA \
+  "(Tensor seed, Tensor rows, int width, float rate) -> Tensor mask"
+
 #define CUSTOMLSTM_CELL_SCHEMA                                                                               \
   "(Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, str cell, float[] cell_args, bool bias, "        \
   "bool projection, int save) -> (Tensor h_1, Tensor c_1, Tensor c_all, Tensor gates, Tensor hidden)"

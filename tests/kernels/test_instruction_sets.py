@@ -26,6 +26,7 @@ TESTS = [
     "test_determinism.py::test_a_sequence_does_not_see_its_batch",
     "test_determinism.py::test_backward_of_a_sequence_does_not_see_its_batch",
     "test_determinism.py::test_runs_and_threads_in_16_bits",
+    "test_mask.py",
     "test_layer_norm_kernels.py::test_sizes",
     "test_layer_norm_kernels.py::test_threads_change_no_bit",
 ]

@@ -7,11 +7,12 @@ import torch
 from support import assert_all_near, assert_near, weighted_sum
 from support_options import HIDDEN, INPUT, B, T, backends, layer_by_layer, make, random_input, shapes
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 import customlstm
-from customlstm import Cell, convert, functional
+from customlstm import Cell, convert, masks
 
 PEEPHOLE, CLIPPED = Cell(peephole=True), Cell(peephole=True, gate_clip=0.5, cell_clip=0.2)
 
@@ -20,7 +21,7 @@ PEEPHOLE, CLIPPED = Cell(peephole=True), Cell(peephole=True, gate_clip=0.5, cell
 
 def drawn(rate: float, *sizes: int) -> Tensor:
     """The next mask that torch's generator gives: which numbers it takes is the package's own affair."""
-    return functional._drawn(list(sizes), rate, torch.empty(0))
+    return masks.drawn(list(sizes), rate, torch.empty(0))
 
 
 @pytest.mark.parametrize("rate", [0.0, 1e-5, 0.1, 0.5, 0.999, 1.0])
@@ -49,7 +50,8 @@ def test_masks_of_any_size(sizes: tuple[int, ...]) -> None:
 
 def expected_mask(lstm: customlstm.LSTM, seed: int) -> Tensor:
     torch.manual_seed(seed)
-    return nn.functional.dropout(torch.ones_like(lstm.weight_hh_l0), lstm.weight_dropout, True)
+    kept = ~drawn(lstm.weight_dropout, *lstm.weight_hh_l0.shape)
+    return kept.to(lstm.weight_hh_l0.dtype) / (1 - lstm.weight_dropout)
 
 
 @backends
@@ -213,6 +215,21 @@ def test_dropout_in_torchscript_and_compile(name: str) -> None:
         assert_near(output, lstm(x)[0], "output")
     lstm.eval()
     assert_near(torch.jit.script(lstm)(x)[0], lstm(x)[0], "output in eval mode")
+
+
+@pytest.mark.parametrize("name", ["recurrent_dropout", "weight_dropout", "zoneout"])
+def test_one_compiled_graph_for_every_length_and_batch(name: str) -> None:
+    torch._dynamo.reset()
+    lstm = make(PEEPHOLE, **{name: 0.5})
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lstm, fullgraph=True, dynamic=True, backend=counter)
+    for steps, batch in [(8, 6), (33, 7), (2, 9)]:  # no size equal to INPUT or HIDDEN
+        x = torch.randn(steps, batch, INPUT, dtype=torch.float64)
+        torch.manual_seed(3)
+        output = compiled(x)[0]
+        torch.manual_seed(3)
+        assert_near(output, lstm(x)[0], "output")
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("name", ["recurrent_dropout", "weight_dropout"])
