@@ -1,5 +1,5 @@
-// The CUDA side of the ops (csrc/ops/cuda_layer.cpp, word for word) on CPU tensors and the host executor, registered as
-// customlstm_host::lstm_layer and its backward. What only a GPU has stands here.
+// The CUDA side of the ops (csrc/ops/cuda_call.cpp, cuda_layer.cpp, cuda_gradients.cpp, word for word) on CPU tensors and
+// the host executor, registered as customlstm_host::lstm_layer and its backward. What only a GPU has stands here.
 #ifndef USE_CUDA
 #error "compile with -DUSE_CUDA"
 #endif
@@ -45,6 +45,8 @@ static void counted_forward(MathKind math, const ForwardParams& params, const Ti
 #define is_cuda is_cpu
 #define DeviceGuard NoDeviceGuard
 #define forward counted_forward   // the headers that have a std::forward are included above
+#include "../../../csrc/ops/cuda_call.cpp"
+#include "../../../csrc/ops/cuda_gradients.cpp"
 #include "../../../csrc/ops/cuda_layer.cpp"
 #undef forward
 #undef DeviceGuard
