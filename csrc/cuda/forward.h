@@ -133,7 +133,6 @@ struct ForwardKernel {
     const int units = p.r.tiling.units;
     Scalar<S> a[kGates], c[kStates], h, saved[CellT::kSaved];
     S computed[kStates];
-    const Zoneout& zoneout = p.r.sequences.zoneout_c;
 #pragma unroll
     for (int k = 0; k < kStates; ++k) c[k].x = item.c[k];
 #pragma unroll
@@ -143,34 +142,17 @@ struct ForwardKernel {
     }
     CellT::forward(p.cell, a, item.parameters, c, h, saved);
 
-    const int64_t at = block.in_rows(item.row, g.hidden_size, item.unit);
-    const int column = chunk * BlockT::kChunk + index / units;
 #pragma unroll
     for (int k = 0; k < kStates; ++k) computed[k] = c[k].x;
-    if (is_on(zoneout)) {
-      const Kept<S> kept(zoneout, g.rows * g.directions * g.hidden_size, at);
-#pragma unroll
-      for (int k = 0; k < kStates; ++k) c[k].x = kept.mix(item.c[k], computed[k]);
-    }
-    const int64_t width = kStates * g.hidden_size, states = g.directions * g.batch * width;
-    const bool last = block.is_last(t, item.b);
-#pragma unroll
-    for (int k = 0; k < kStates; ++k) {
-      const int64_t own = k * g.hidden_size + item.unit, state = block.in_states(item.b, width, own);
-      cells().write(state, c[k].x);
-      if (last) array(p.c_n, states, "c_n").write(state, M::narrow(c[k].x));
-      if (p.c_all) {
-        array(p.c_all, g.rows * g.directions * width, "c_all").write(block.in_rows(item.row, width, own), c[k].x);
-      }
-    }
     if (p.gates) {
-      const int64_t values = (CellT::kSaved + (is_on(zoneout) ? kStates : 0)) * g.hidden_size;
+      const bool mixes_cells = is_on(p.r.sequences.zoneout_c);
+      const int64_t values = (CellT::kSaved + (mixes_cells ? kStates : 0)) * g.hidden_size;
       const auto gates = array(p.gates, g.rows * g.directions * values, "gates");
 #pragma unroll
       for (int k = 0; k < CellT::kSaved; ++k) {
         gates.write(block.in_rows(item.row, values, k * g.hidden_size + item.unit), saved[k].x);
       }
-      if (is_on(zoneout)) {
+      if (mixes_cells) {
 #pragma unroll
         for (int k = 0; k < kStates; ++k) {
           const int64_t own = (CellT::kSaved + k) * g.hidden_size + item.unit;
@@ -178,11 +160,39 @@ struct ForwardKernel {
         }
       }
     }
+    write_unit(s, t, item.b, item.unit, item.row, chunk * BlockT::kChunk + index / units, item.c, computed, h.x,
+               item.factor);
+  }
+
+  // A unit's new states to where the next step and the results want them. before, computed: of the cell, which zoneout
+  // mixes. factor: of write_state; not used with a projection.
+  CUSTOMLSTM_DEVICE void write_unit(int64_t s, int64_t t, int64_t b, int64_t unit, int64_t row, int column,
+                                    const S (&before)[kStates], const S (&computed)[kStates], S h, S factor) const {
+    const Sizes& g = p.r.size;
+    const Zoneout& zoneout = p.r.sequences.zoneout_c;
+    const int64_t at = block.in_rows(row, g.hidden_size, unit), all = g.rows * g.directions * g.hidden_size;
+    S c[kStates];
+#pragma unroll
+    for (int k = 0; k < kStates; ++k) c[k] = computed[k];
+    if (is_on(zoneout)) {
+      const Kept<S> kept(zoneout, all, at);
+#pragma unroll
+      for (int k = 0; k < kStates; ++k) c[k] = kept.mix(before[k], computed[k]);
+    }
+    const int64_t width = kStates * g.hidden_size, states = g.directions * g.batch * width;
+    const bool last = block.is_last(t, b);
+#pragma unroll
+    for (int k = 0; k < kStates; ++k) {
+      const int64_t own = k * g.hidden_size + unit, state = block.in_states(b, width, own);
+      cells().write(state, c[k]);
+      if (last) array(p.c_n, states, "c_n").write(state, M::narrow(c[k]));
+      if (p.c_all) array(p.c_all, kStates * all, "c_all").write(block.in_rows(row, width, own), c[k]);
+    }
     if (g.projection) {
-      if (p.hidden) array(p.hidden, g.rows * g.directions * g.hidden_size, "hidden").write(at, h.x);
-      block.projection_operand().write(item.unit, column, M::to_element(h.x));
+      if (p.hidden) array(p.hidden, all, "hidden").write(at, h);
+      block.projection_operand().write(unit, column, M::to_element(h));
     } else {
-      write_state(s, t, item.b, item.unit, item.row, column, h.x, item.factor);
+      write_state(s, t, b, unit, row, column, h, factor);
     }
   }
 

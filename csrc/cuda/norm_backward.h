@@ -84,16 +84,15 @@ struct NormBackwardProduct {
   }
 };
 
-// Then a block takes sequence blockIdx.x of the slice through the cell.
+// Then a block takes its row through the cell.
 template <class M>
-struct NormBackwardRows {
-  using T = typename M::T;
+struct NormBackwardRows : NormRow<NormBackwardParams<M>, BackwardKernel<M, ConfigurableCell, 1, Variant::kStep>> {
+  using Row = NormRow<NormBackwardParams<M>, BackwardKernel<M, ConfigurableCell, 1, Variant::kStep>>;
   using S = typename M::S;
   using V = Scalar<S>;
-  using Params = NormBackwardParams<M>;
   using Cell = ConfigurableCell;
-  using Recurrence = BackwardKernel<M, Cell, 1, Variant::kStep>;
-  static constexpr int kThreads = kRowThreads;
+  using typename Row::Params;
+  using Row::b, Row::column, Row::cut, Row::direction, Row::g, Row::p, Row::recurrence, Row::row, Row::s, Row::t;
   static constexpr const char* kName = "customlstm layer norm backward";
 
   // What the passes over a row want of one unit.
@@ -101,31 +100,17 @@ struct NormBackwardRows {
     V saved[Cell::kSaved], w[Cell::kParameters + 1], before[1], after[1];
   };
 
-  const Params& p;
-  const Sizes& g;
-  const Recurrence recurrence;
-  const int column, direction;
-  const int64_t s, t, b;
-  int64_t row = 0, previous_row = 0;   // of the step whose state entered this one, where there is such a step
-  bool cut = false, first = false;
+  int64_t previous_row = 0;   // of the step whose state entered this one, where there is such a step
+  bool first = false;
   Norm<S> norms[kNormPlaces];
 
-  CUSTOMLSTM_DEVICE explicit NormBackwardRows(const Params& params)
-      : p(params),
-        g(params.k.r.size),
-        recurrence(params.k),
-        column(recurrence.block.x),
-        direction(recurrence.block.direction),
-        s(params.k.r.first_step),
-        t(recurrence.block.time(s)),
-        b(recurrence.block.first_column + column) {}
+  CUSTOMLSTM_DEVICE explicit NormBackwardRows(const Params& params) : Row(params) {}
 
   static CUSTOMLSTM_DEVICE void run(const Params& params) { NormBackwardRows(params).take_row(); }
 
   CUSTOMLSTM_DEVICE void take_row() {
     if (b >= g.batch || !recurrence.block.is_running(t, b)) return;
-    row = step_row(p.k.r, t) + b;
-    cut = recurrence.block.is_cut_before(t, b);
+    this->locate();
     first = recurrence.block.is_first(t, b);
     if (!cut && !first) previous_row = step_row(p.k.r, direction == 0 ? t - 1 : t + 1) + b;
     RowSums<S> sums;

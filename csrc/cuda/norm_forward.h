@@ -54,42 +54,25 @@ struct NormForwardProduct {
   }
 };
 
-// The second: a block takes sequence blockIdx.x of the slice through the cell.
+// The second: a block takes its row through the cell.
 template <class M>
-struct NormForwardRows {
+struct NormForwardRows : NormRow<NormForwardParams<M>, ForwardKernel<M, ConfigurableCell, 1, Variant::kStep>> {
+  using Row = NormRow<NormForwardParams<M>, ForwardKernel<M, ConfigurableCell, 1, Variant::kStep>>;
   using S = typename M::S;
   using V = Scalar<S>;
-  using Params = NormForwardParams<M>;
   using Cell = ConfigurableCell;
-  using Recurrence = ForwardKernel<M, Cell, 1, Variant::kStep>;
-  static constexpr int kThreads = kRowThreads;
+  using typename Row::Params;
+  using Row::b, Row::column, Row::cut, Row::direction, Row::g, Row::p, Row::recurrence, Row::row, Row::s, Row::t;
   static constexpr const char* kName = "customlstm layer norm forward";
   static constexpr int kState = 0, kOutputGate = 1;   // in the places of the row's products
 
-  const Params& p;
-  const Sizes& g;
-  const Recurrence recurrence;
-  const int column, direction;
-  const int64_t s, t, b;
-  int64_t row = 0;
-  bool cut = false;
-
-  CUSTOMLSTM_DEVICE explicit NormForwardRows(const Params& params)
-      : p(params),
-        g(params.k.r.size),
-        recurrence(params.k),
-        column(recurrence.block.x),
-        direction(recurrence.block.direction),
-        s(params.k.r.first_step),
-        t(recurrence.block.time(s)),
-        b(recurrence.block.first_column + column) {}
+  CUSTOMLSTM_DEVICE explicit NormForwardRows(const Params& params) : Row(params) {}
 
   static CUSTOMLSTM_DEVICE void run(const Params& params) { NormForwardRows(params).take_row(); }
 
   CUSTOMLSTM_DEVICE void take_row() {
     if (b >= g.batch || t >= recurrence.block.length(b)) return;
-    row = step_row(p.k.r, t) + b;
-    cut = recurrence.block.is_cut_before(t, b);
+    this->locate();
     RowSums<S> sums;
     Norm<S> input, recurrent;
     norms_of_products(sums, input, recurrent);
@@ -213,35 +196,11 @@ struct NormForwardRows {
         shown = fma(gain, V{norm.apply(computed)}, V{p.parameters.read(direction, kSlotCellBias, unit)});
       }
       Cell::forward_output(p.k.cell, o, shown, h);
-      store_cell(unit, computed);
-      store_hidden(unit, h.x);
+      // Read only where they are used: one is a load from memory, the other has no value for each unit.
+      const S before[1] = {is_on(p.k.r.sequences.zoneout_c) ? state_before(unit) : S(0)}, states[1] = {computed};
+      const S factor = g.projection ? S(1) : recurrence.block.recurrent_factor(b, unit);
+      recurrence.write_unit(s, t, b, unit, row, column, before, states, h.x, factor);
     }
-  }
-
-  CUSTOMLSTM_DEVICE void store_cell(int64_t unit, S computed) const {
-    const Block<M, 1, Variant::kStep>& block = recurrence.block;
-    const Zoneout& zoneout = p.k.r.sequences.zoneout_c;
-    const int64_t state = block.in_states(b, g.hidden_size, unit), at = block.in_rows(row, g.hidden_size, unit);
-    const int64_t all = g.rows * g.directions * g.hidden_size;
-    const S c = is_on(zoneout) ? Kept<S>(zoneout, all, at).mix(state_before(unit), computed) : computed;
-    recurrence.cells().write(state, c);
-    if (block.is_last(t, b)) {
-      array(p.k.c_n, g.directions * g.batch * g.hidden_size, "c_n").write(state, M::narrow(c));
-    }
-    if (p.k.c_all) array(p.k.c_all, all, "c_all").write(at, c);
-  }
-
-  CUSTOMLSTM_DEVICE void store_hidden(int64_t unit, S h) const {
-    const Block<M, 1, Variant::kStep>& block = recurrence.block;
-    if (!g.projection) {
-      recurrence.write_state(s, t, b, unit, row, column, h, block.recurrent_factor(b, unit));
-      return;
-    }
-    if (p.k.hidden) {
-      array(p.k.hidden, g.rows * g.directions * g.hidden_size, "hidden")
-          .write(block.in_rows(row, g.hidden_size, unit), h);
-    }
-    block.projection_operand().write(unit, column, M::to_element(h));
   }
 };
 

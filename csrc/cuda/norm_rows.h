@@ -80,6 +80,38 @@ struct NormParameters {
   }
 };
 
+// Where a row is: that of sequence blockIdx.x of the slice at step first_step. What else it has in common with the
+// recurrence of the other cells is `recurrence`'s.
+template <class ParamsT, class RecurrenceT>
+struct NormRow {
+  using Params = ParamsT;
+  static constexpr int kThreads = kRowThreads;
+
+  const Params& p;
+  const Sizes& g;
+  const RecurrenceT recurrence;
+  const int column, direction;
+  const int64_t s, t, b;
+  int64_t row = 0;
+  bool cut = false;   // a reset before the step: a zero state enters it
+
+  CUSTOMLSTM_DEVICE explicit NormRow(const Params& params)
+      : p(params),
+        g(params.k.r.size),
+        recurrence(params.k),
+        column(recurrence.block.x),
+        direction(recurrence.block.direction),
+        s(params.k.r.first_step),
+        t(recurrence.block.time(s)),
+        b(recurrence.block.first_column + column) {}
+
+  // Of a sequence that takes the step: finds the two that the constructor has left.
+  CUSTOMLSTM_DEVICE void locate() {
+    row = step_row(p.k.r, t) + b;
+    cut = recurrence.block.is_cut_before(t, b);
+  }
+};
+
 // Before a recurrence: fills them.
 template <class M>
 struct PrepareNorm {
