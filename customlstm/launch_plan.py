@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from . import _binary
+from .limits import MAX_GATES
 
 #: In the order in which the library numbers them.
 VARIANTS = ("step", "grid", "cluster")
@@ -167,8 +168,8 @@ def plan(
             raise ValueError(f"{name} must be at least {int(name == 'hidden_size')}, got {size}")
     if directions not in (1, 2):
         raise ValueError(f"directions must be 1 or 2, got {directions}")
-    if gates not in range(1, 9):
-        raise ValueError(f"gates must be 1 to 8, got {gates}")
+    if gates not in range(1, MAX_GATES + 1):
+        raise ValueError(f"gates must be 1 to {MAX_GATES}, got {gates}")
     status = _binary.status()
     if not status.loaded:
         raise RuntimeError(f"the launch plan is computed by the compiled library: {status.reason}")

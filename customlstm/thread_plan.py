@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from . import _binary
+from .limits import MAX_GATES
 
 #: In the order in which the library numbers them (WeightAccess in csrc/cpu/kernels.h): packed before anything
 #: else, turned in registers where they lie, summed along their rows, packed panel by panel just before use.
@@ -94,8 +95,8 @@ def plan(
             raise ValueError(f"{name} must be at least {smallest}, got {value}")
     if directions not in (1, 2):
         raise ValueError(f"directions must be 1 or 2, got {directions}")
-    if gates not in range(1, 9):
-        raise ValueError(f"gates must be 1 to 8, got {gates}")
+    if gates not in range(1, MAX_GATES + 1):
+        raise ValueError(f"gates must be 1 to {MAX_GATES}, got {gates}")
 
     sizes = [steps, batch, input_size, hidden_size, proj_size or hidden_size, directions, gates]
     op = torch.ops.customlstm.cpu_plan.default

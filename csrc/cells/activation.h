@@ -48,7 +48,4 @@ struct CellParams {
   bool saves_values;
 };
 
-// Parameters of a cell that have one value a hidden unit, such as peephole weights, at most.
-constexpr int32_t kMaxUnitParameters = 8;
-
 }  // namespace customlstm

@@ -216,7 +216,7 @@ std::string why_not_cluster(const Request& request, const DeviceLimits& limits) 
 void check(const Request& r) {
   const bool sizes = r.hidden_size >= 1 && r.hidden_size <= kMostHidden && r.state_size >= 1 &&
                      r.state_size <= kMostHidden && r.batch >= 0 && r.batch <= kMostBatch && r.steps >= 0;
-  const bool cell = r.gates >= 1 && r.gates <= kMostGates;
+  const bool cell = r.gates >= 1 && r.gates <= kMaxGates;
   if (!sizes || !cell || r.directions < 1 || r.directions > 2 || (!r.projection && r.state_size != r.hidden_size)) {
     throw std::runtime_error(sentence("customlstm: no launch plan for steps ", r.steps, ", batch ", r.batch,
                                       ", hidden size ", r.hidden_size, ", state size ", r.state_size, ", ",

@@ -19,8 +19,6 @@ struct DeviceLimits {
   bool cooperative;               // cooperative launch supported
 };
 
-constexpr int32_t kMostGates = 8;   // of a cell
-
 struct Request {
   int64_t steps, batch, hidden_size, state_size, directions;
   bool projection;

@@ -11,8 +11,6 @@ namespace customlstm {
 
 namespace {
 
-constexpr int64_t kMaxGates = 8, kMaxStates = 4, kMaxSaved = 16;
-
 struct Registry {
   std::mutex mutex;
   std::map<std::string, std::unique_ptr<RegisteredCell>> cells;

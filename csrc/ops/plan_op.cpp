@@ -38,8 +38,7 @@ std::tuple<std::vector<int64_t>, std::string, double> cuda_plan(std::vector<int6
   check(limits.size() == kLimitFields, "limits has ", limits.size(), " numbers, expected ", kLimitFields);
   check(request[8] >= 0 && request[8] < cuda::kMathKinds, "request: math is ", request[8], ", expected 0 to ",
         cuda::kMathKinds - 1);
-  check(request[9] >= 1 && request[9] <= cuda::kMostGates, "request: gates is ", request[9], ", expected 1 to ",
-        cuda::kMostGates);
+  check(request[9] >= 1 && request[9] <= kMaxGates, "request: gates is ", request[9], ", expected 1 to ", kMaxGates);
   check(forced >= -1 && forced < cuda::kVariants, "forced is ", forced, ", expected -1 to ", cuda::kVariants - 1);
   const cuda::Request wanted = {request[0],      request[1],      request[2],
                                 request[3],      request[4],      request[5] != 0,

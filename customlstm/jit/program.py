@@ -26,20 +26,16 @@ from typing import Any
 
 from torch import Tensor
 
+from ..limits import MAX_GATES, MAX_PARAMETERS, MAX_SAVED, MAX_STATES
 from .primitives import PRIMITIVES, apply, constant
 
 __all__ = [
-    "MAX_GATES",
     "MAX_INSTRUCTIONS",
-    "MAX_PARAMETERS",
-    "MAX_SAVED",
-    "MAX_STATES",
     "Code",
     "Instruction",
     "Program",
 ]
 
-MAX_GATES, MAX_STATES, MAX_PARAMETERS, MAX_SAVED = 8, 4, 8, 16
 #: Of one code. Far beyond any cell; compilers get slow there.
 MAX_INSTRUCTIONS = 2000
 

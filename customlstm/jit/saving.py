@@ -18,8 +18,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..limits import MAX_SAVED
 from .primitives import PRIMITIVES, SAVE_PRICE
-from .program import MAX_SAVED, Code
+from .program import Code
 from .simplify import INPUT, Builder
 
 __all__ = ["Joint", "split"]

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..limits import MAX_GATES, MAX_PARAMETERS, MAX_STATES
 from .errors import CellError, Place, cell_error, place_of
-from .program import MAX_GATES, MAX_PARAMETERS, MAX_STATES
 
 __all__ = ["Signature", "read_signature"]
 

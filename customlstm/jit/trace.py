@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ..limits import MAX_GATES, MAX_STATES
 from .errors import CellError
-from .program import MAX_GATES, MAX_STATES, Program
+from .program import Program
 from .recorder import Recorder
 from .refusals import CallNames
 from .saving import Joint, split

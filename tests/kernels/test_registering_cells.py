@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from customlstm import _binary
+from customlstm.limits import MAX_GATES, MAX_PARAMETERS, MAX_SAVED, MAX_STATES
 
 pytestmark = pytest.mark.skipif(
     not _binary.status().loaded, reason="no compiled library; a damaged one fails elsewhere"
@@ -35,21 +36,30 @@ def test_no_operator_registers_cells() -> None:
 @pytest.mark.parametrize(
     ("sizes", "text"),
     [
-        ((0, 1, 1, 0), "gates is 0, expected 1 to 8"),
-        ((9, 1, 1, 0), "gates is 9, expected 1 to 8"),
-        ((1, 0, 1, 0), "states is 0, expected 1 to 4"),
-        ((1, 5, 1, 0), "states is 5, expected 1 to 4"),
-        ((1, 1, 0, 0), "saved is 0, expected 1 to 16"),
-        ((1, 1, 17, 0), "saved is 17, expected 1 to 16"),
-        ((1, 1, 1, 2), "has 2 unit parameters and 1 names of them, expected as many, and at most 8"),
+        ((0, 1, 1, 0), f"gates is 0, expected 1 to {MAX_GATES}"),
+        ((MAX_GATES + 1, 1, 1, 0), f"gates is {MAX_GATES + 1}, expected 1 to {MAX_GATES}"),
+        ((1, 0, 1, 0), f"states is 0, expected 1 to {MAX_STATES}"),
+        ((1, MAX_STATES + 1, 1, 0), f"states is {MAX_STATES + 1}, expected 1 to {MAX_STATES}"),
+        ((1, 1, 0, 0), f"saved is 0, expected 1 to {MAX_SAVED}"),
+        ((1, 1, MAX_SAVED + 1, 0), f"saved is {MAX_SAVED + 1}, expected 1 to {MAX_SAVED}"),
+        (
+            (1, 1, 1, 2),
+            f"has 2 unit parameters and 1 names of them, expected as many, and at most {MAX_PARAMETERS}",
+        ),
     ],
 )
 def test_sizes_that_no_cell_has(sizes: tuple[int, ...], text: str) -> None:
+    """The library's limits are those of the Python side."""
     assert (
         text in register("user.wrong", sizes, "p")[:200]
         if sizes[3]
         else text in register("user.wrong", sizes)
     )
+
+
+def test_the_largest_cell() -> None:
+    names = " ".join(f"p{k}" for k in range(MAX_PARAMETERS))
+    assert register("user.largest", (MAX_GATES, MAX_STATES, MAX_SAVED, MAX_PARAMETERS), names) is None
 
 
 def test_a_name_keeps_its_sizes() -> None:
