@@ -26,8 +26,8 @@ constexpr int32_t kCellKinds = 3;
 enum NormPlace : int32_t { kNormInput = 0, kNormRecurrent = 1, kNormCell = 2 };
 constexpr int32_t kNormPlaces = 3;
 
-// What a cell has at most: gates, states besides h, values of a unit that forward keeps for backward, and parameters with
-// one value a hidden unit, such as peephole weights. customlstm/limits.py has the same numbers.
+// What a cell has at most: gates, states besides h, values of a unit that forward keeps for backward, and parameters
+// with one value a hidden unit, such as peephole weights. customlstm/limits.py has the same numbers.
 constexpr int32_t kMaxGates = 8;
 constexpr int32_t kMaxStates = 4;
 constexpr int32_t kMaxSaved = 16;

@@ -38,11 +38,13 @@ CUSTOMLSTM_NOINLINE void evaluate(const Activation<S>& f, Pack<S, R>& value, Pac
     case ActivationKind::kAffine:
       CUSTOMLSTM_EACH_ROW(y = fma(alpha, x, beta); dy = alpha);
     case ActivationKind::kLeakyRelu:
-      CUSTOMLSTM_EACH_ROW(y = select_gt(x, zero, x, alpha * x); if (WithDerivative) dy = select_gt(x, zero, one, alpha));
+      CUSTOMLSTM_EACH_ROW(y = select_gt(x, zero, x, alpha * x);
+                          if (WithDerivative) dy = select_gt(x, zero, one, alpha));
     case ActivationKind::kThresholdedRelu:
       CUSTOMLSTM_EACH_ROW(y = select_ge(alpha, x, zero, x); if (WithDerivative) dy = select_gt(x, alpha, one, zero));
     case ActivationKind::kScaledTanh:
-      CUSTOMLSTM_EACH_ROW(const V t = tanh(beta * x); y = alpha * t; if (WithDerivative) dy = alpha * beta * (one - t * t));
+      CUSTOMLSTM_EACH_ROW(const V t = tanh(beta * x); y = alpha * t;
+                          if (WithDerivative) dy = alpha * beta * (one - t * t));
     case ActivationKind::kHardSigmoid:
       CUSTOMLSTM_EACH_ROW(const V t = fma(alpha, x, beta); y = clamp(t, zero, one);
                           if (WithDerivative) dy = select_ge(t, zero, select_ge(one, t, alpha, zero), zero));

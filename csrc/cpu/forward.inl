@@ -70,7 +70,8 @@ struct Forward : ForwardLayout<T, Cell> {
       if (g.recurrent_mask) mask_state(p, w, job, i);
       if (is_on(g.zoneout_h)) hold_state(p, w, job, i);
       if (p.h_0) {
-        if (!g.recurrent_mask) Operand::fill_row(static_cast<const T*>(p.h_0) + at * g.output_size, 1, h, g.output_size);
+        const T* h_0 = static_cast<const T*>(p.h_0) + at * g.output_size;
+        if (!g.recurrent_mask) Operand::fill_row(h_0, 1, h, g.output_size);
         for (int64_t s = 0; s < Cell::kStates; ++s) {
           const T* from = static_cast<const T*>(p.c_0) + (at * Cell::kStates + s) * g.hidden_size;
           widen(from, 1, c + s * w.c_stride, g.hidden_size);
@@ -113,7 +114,8 @@ struct Forward : ForwardLayout<T, Cell> {
       const int64_t column = job.columns[i], at = job.direction * g.batch + column;
       // A forward sequence stopped after its own last step; a reverse one joined late and ran to the last.
       const int64_t last = job.direction == 0 ? g.lengths[column] : job.steps;
-      Operand::read_row(w.unmasked_row(g, job, last & 1, i), static_cast<T*>(p.h_n) + at * g.output_size, g.output_size);
+      T* h_n = static_cast<T*>(p.h_n) + at * g.output_size;
+      Operand::read_row(w.unmasked_row(g, job, last & 1, i), h_n, g.output_size);
       for (int64_t s = 0; s < Cell::kStates; ++s) {
         T* to = static_cast<T*>(p.c_n) + (at * Cell::kStates + s) * g.hidden_size;
         narrow(w.c_row(g, job, i) + s * w.c_stride, to, g.hidden_size);

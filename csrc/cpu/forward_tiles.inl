@@ -12,7 +12,7 @@ struct ForwardWorkspace {
   S* c;                                       // [D, B, cell states, padded H]
   S* projecting;                              // [D, B, padded H] h before the projection
   S* x;                                       // of this thread: [chunk, L]
-  S* gates_x;                                 // [unit blocks, chunk, gates * lanes], of the team where it shares the units
+  S* gates_x;                                 // [unit blocks, chunk, gates * lanes], of the team if it shares the units
   S* panel;                                   // of this thread: one that is packed in turn
   NormParameters<S> norms[2];                 // these three only where there is layer norm
   S* products;                                // [unit blocks, rows of a block, gates * lanes] of W_hh h, as gates_x
@@ -57,7 +57,8 @@ struct ForwardTiles {
   using Products = Tile<S, R, kPanelVectors, Operand>;
 
   template <int R>
-  static CUSTOMLSTM_NOINLINE void project_tile(const S* const* x, int64_t depth, const S* panel, const S* bias, S* out) {
+  static CUSTOMLSTM_NOINLINE void project_tile(const S* const* x, int64_t depth, const S* panel, const S* bias,
+                                               S* out) {
     const S* rows[R];
     for (int r = 0; r < R; ++r) rows[r] = x[r];
     GateProducts<R>::template multiply<kSumBlock>(rows, 1, panel, depth, {bias, 0, nullptr, 0}, out, kGateWidth);

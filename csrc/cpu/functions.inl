@@ -1,5 +1,5 @@
-// What a cell that customlstm.jit has written may use beyond + - *, fma, sigmoid and tanh, on the value type of the CPU,
-// Pack. For the whole range of the arguments, other than exp() and expm1() of math.inl: results overflow to infinity
+// What a cell that customlstm.jit has written may use beyond + - *, fma, sigmoid and tanh, on Pack, the value type of
+// the CPU. For the whole range of the arguments, other than exp() and expm1() of math.inl: results overflow to infinity
 // and underflow to zero through the subnormal numbers, NaN goes through, and outside of its domain a function is NaN.
 // Errors: exp, expm1, log, log1p, rsqrt at most 2 units in the last place in float and double; the arithmetic, sqrt and
 // what rounds to integers as IEEE 754 says; the rest is the C library's, lane by lane. tests/jit/test_functions.py
@@ -25,16 +25,26 @@ struct FunctionConstants<double> {
   static constexpr double kSmallestNormal = 2.2250738585072014e-308;
   static constexpr double kFromSubnormal = 18014398509481984.0;   // 2^54
   static constexpr int kFromSubnormalExponent = 54;
-  static constexpr Unsigned kOne = 0x3ff0000000000000, kRootHalf = 0x3fe6a09e667f3bcd, kMantissaBits = 0x000fffffffffffff;
+  static constexpr Unsigned kOne = 0x3ff0000000000000, kRootHalf = 0x3fe6a09e667f3bcd;
+  static constexpr Unsigned kMantissaBits = 0x000fffffffffffff;
   static constexpr Unsigned kTwoToMantissa = 0x4330000000000000;
   static constexpr double kTwoToMantissaValue = 4503599627370496.0;
 };
 
 // clang-format off
-template <class S> CUSTOMLSTM_INLINE Vec<S> select_eq(const Vec<S>& a, const Vec<S>& b, const Vec<S>& x, const Vec<S>& y) { return {a.v == b.v ? x.v : y.v}; }
+template <class S>
+CUSTOMLSTM_INLINE Vec<S> select_eq(const Vec<S>& a, const Vec<S>& b, const Vec<S>& x, const Vec<S>& y) {
+  return {a.v == b.v ? x.v : y.v};
+}
 // NaN where either is, as torch.maximum has it.
-template <class S> CUSTOMLSTM_INLINE Vec<S> maximum(const Vec<S>& a, const Vec<S>& b) { return select_eq(a, a, select_gt(a, b, a, b), a); }
-template <class S> CUSTOMLSTM_INLINE Vec<S> minimum(const Vec<S>& a, const Vec<S>& b) { return select_eq(a, a, select_gt(b, a, a, b), a); }
+template <class S>
+CUSTOMLSTM_INLINE Vec<S> maximum(const Vec<S>& a, const Vec<S>& b) {
+  return select_eq(a, a, select_gt(a, b, a, b), a);
+}
+template <class S>
+CUSTOMLSTM_INLINE Vec<S> minimum(const Vec<S>& a, const Vec<S>& b) {
+  return select_eq(a, a, select_gt(b, a, a, b), a);
+}
 template <class S> CUSTOMLSTM_INLINE Vec<S> reciprocal(const Vec<S>& x) { return Vec<S>::broadcast(S(1)) / x; }
 // clang-format on
 
@@ -110,8 +120,8 @@ CUSTOMLSTM_INLINE Vec<S> expm1_of_all(const Vec<S>& x) {
   return select_eq(x, V::broadcast(S(0)), x, y);   // the sign of zero
 }
 
-// log(1 + f) - f + f^2 / 2 over s = f / (2 + f), from even powers of s (FreeBSD msun's e_log.c and e_logf.c). Its error is
-// below 2^-34 in float and 2^-58 in double.
+// log(1 + f) - f + f^2 / 2 over s = f / (2 + f), from even powers of s (FreeBSD msun's e_log.c and e_logf.c). Its error
+// is below 2^-34 in float and 2^-58 in double.
 CUSTOMLSTM_INLINE Vec<float> log_polynomial(const Vec<float>& z) {
   using V = Vec<float>;
   const V p = fma(fma(V::broadcast(0.24279078841f), z, V::broadcast(0.28498786688f)), z, V::broadcast(0.40000972152f));

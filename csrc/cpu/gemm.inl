@@ -1,6 +1,6 @@
 // The one matrix product that everything uses: a tile of R rows times a panel of four vectors of columns, held in
 // registers. Each element is accumulated over k strictly in order, whatever the tile or the number of threads, so
-// neither changes a bit of the result. The order is one of blocks of fixed length, each summed from zero and then added:
+// neither changes a bit of the result. The order is one of blocks of fixed length, each summed from zero, then added:
 // in one chain over hundreds of products the rounding errors would grow to several times those of a good library.
 
 // Rows of a tile: R * 4 accumulators, the panel's row and one factor must fit the register file.

@@ -2,9 +2,10 @@
 // in the same order as over packed panels, without the time and memory of packing. dot.inl has the ones in another
 // order.
 
-// out[r] = init + rows[r] . W^T, or out[r] += rows[r] . W^T, for units `unit ..` of a gate matrix [G * H, depth] that is
-// read where it lies, a vector of each gate: the same sums in the same order as over a packed panel. Turning a square
-// of the matrix in registers costs about as much as packing it, so this is for weights that are used once or twice.
+// out[r] = init + rows[r] . W^T, or out[r] += rows[r] . W^T, for units `unit ..` of a gate matrix [G * H, depth] that
+// is read where it lies, a vector of each gate: the same sums in the same order as over a packed panel. Turning a
+// square of the matrix in registers costs about as much as packing it, so this is for weights that are used once or
+// twice.
 template <class Operand, int G, class S, int R, class T>
 CUSTOMLSTM_NOINLINE void multiply_gates(const S* const (&rows)[R], const T* w, int64_t hidden, int64_t depth,
                                         int64_t unit, const S* init, bool accumulate, S* out) {

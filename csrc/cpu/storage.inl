@@ -43,7 +43,7 @@ CUSTOMLSTM_INLINE float to_float(Half x) {
     __builtin_memcpy(&y, &bits, 4);
     return y;
   }
-  bits = magnitude << 13;                          // exponent off by 127 - 15: one exact product mends it, subnormals too
+  bits = magnitude << 13;                          // exponent off by 127-15: one exact product mends it, subnormals too
   __builtin_memcpy(&y, &bits, 4);
   y *= 5.192296858534828e33f;                      // 2^112
   return sign ? -y : y;

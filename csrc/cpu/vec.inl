@@ -40,8 +40,14 @@ template <class S> CUSTOMLSTM_INLINE Vec<S> operator*(const Vec<S>& a, const Vec
 template <class S> CUSTOMLSTM_INLINE Vec<S> operator/(const Vec<S>& a, const Vec<S>& b) { return {a.v / b.v}; }
 template <class S> CUSTOMLSTM_INLINE Vec<S> operator-(const Vec<S>& a) { return {-a.v}; }
 // select_*(a, b, x, y): x where the comparison of a with b holds, else y (so: y where a or b is NaN).
-template <class S> CUSTOMLSTM_INLINE Vec<S> select_gt(const Vec<S>& a, const Vec<S>& b, const Vec<S>& x, const Vec<S>& y) { return {a.v > b.v ? x.v : y.v}; }
-template <class S> CUSTOMLSTM_INLINE Vec<S> select_ge(const Vec<S>& a, const Vec<S>& b, const Vec<S>& x, const Vec<S>& y) { return {a.v >= b.v ? x.v : y.v}; }
+template <class S>
+CUSTOMLSTM_INLINE Vec<S> select_gt(const Vec<S>& a, const Vec<S>& b, const Vec<S>& x, const Vec<S>& y) {
+  return {a.v > b.v ? x.v : y.v};
+}
+template <class S>
+CUSTOMLSTM_INLINE Vec<S> select_ge(const Vec<S>& a, const Vec<S>& b, const Vec<S>& x, const Vec<S>& y) {
+  return {a.v >= b.v ? x.v : y.v};
+}
 // clang-format on
 
 // One rounding everywhere or nowhere: explicit, because contraction left to the compiler may differ between two

@@ -98,7 +98,8 @@ struct Prepared {
 };
 
 // Readies `function` for the launch, once for each device, and refuses what could not run. Any number of threads.
-inline void prepare(const void* function, const char* kernel, const Launch& launch, const Configuration& configuration) {
+inline void prepare(const void* function, const char* kernel, const Launch& launch,
+                    const Configuration& configuration) {
   // One lock for all kernels: after the first launch it guards a look-up, a fraction of what a launch costs.
   static std::mutex mutex;
   static std::map<std::pair<const void*, int>, Prepared> all;
@@ -138,7 +139,8 @@ inline void prepare(const void* function, const char* kernel, const Launch& laun
       check(cudaOccupancyMaxActiveClusters(&count, function, configuration.get()), kernel, launch);
       resident = int64_t(count) * launch.cluster;
     } else {
-      check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, function, launch.threads, size_t(launch.shared_bytes)),
+      check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, function, launch.threads,
+                                                          size_t(launch.shared_bytes)),
             kernel, launch);
       resident = int64_t(count) * prepared.multiprocessors;
     }

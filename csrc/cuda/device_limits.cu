@@ -86,7 +86,8 @@ DeviceLimits read_limits(int device) {
   const cudaError_t code = cudaFuncGetAttributes(&attributes, function);
   if (code == cudaErrorNoKernelImageForDevice || code == cudaErrorInvalidDeviceFunction) {
     cudaGetLastError();
-    const std::string capability = std::to_string(limits.capability / 10) + "." + std::to_string(limits.capability % 10);
+    const std::string capability =
+        std::to_string(limits.capability / 10) + "." + std::to_string(limits.capability % 10);
     throw std::runtime_error("customlstm: this build has no kernels for CUDA device " + std::to_string(device) +
                              ", compute capability " + capability + ": build it again on this machine, or with " +
                              capability + " in TORCH_CUDA_ARCH_LIST");

@@ -166,7 +166,8 @@ class Driver {
   struct Workspace {
     ProductShape first, second;
     Element *weights, *projection;
-    S *bias, *c, *zoneout_state;   // the last: h_{t-1}, in backward the gradient carried past a step, where zoneout is on
+    S *bias, *c;
+    S* zoneout_state;   // h_{t-1}, in backward the gradient carried past a step, where zoneout is on
     S* tables;
     NormWorkspace<S> norm;
     void* cleared;   // from here on zero before the recurrence: operands and flags
@@ -216,7 +217,8 @@ class Driver {
       p.packing = k == 0 ? gates : projection;
       p.shape = k == 0 ? w.first : w.second;
       p.to = k == 0 ? w.weights : w.projection;
-      const bool by_state = p.packing == Packing::kProjection || (g.projection && p.packing == Packing::kGatesTransposed);
+      const bool by_state =
+          p.packing == Packing::kProjection || (g.projection && p.packing == Packing::kGatesTransposed);
       p.units = by_state ? tiling.state_rows : tiling.units;
       for (int d = 0; d < g.directions; ++d) {
         p.from[d] = static_cast<const T*>(k == 0 ? weights[d].w_hh : weights[d].w_hr);
@@ -293,7 +295,8 @@ class Driver {
     if constexpr (M::kKind != MathKind::kFma64) {
       if (tiles == 4) return run_tiles<Kernel, CellT, 4>(launcher, p, first, last, reverse);
     }
-    throw std::runtime_error("customlstm: no kernel of this arithmetic holds " + std::to_string(tiles) + " column tiles");
+    throw std::runtime_error("customlstm: no kernel of this arithmetic holds " + std::to_string(tiles) +
+                             " column tiles");
   }
   template <template <class, class, int, Variant> class Kernel, class CellT, int kColumnTiles, class Params>
   static void run_tiles(Launcher& launcher, const Params& p, int64_t first, int64_t last, bool reverse) {

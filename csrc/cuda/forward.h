@@ -210,7 +210,8 @@ struct ForwardKernel {
       held.write(state, h);
     }
     const T narrow = M::narrow(h);
-    array(p.output, g.rows * g.directions * g.state_size, "output").write(block.in_rows(row, g.state_size, unit), narrow);
+    array(p.output, g.rows * g.directions * g.state_size, "output")
+        .write(block.in_rows(row, g.state_size, unit), narrow);
     if (block.is_last(t, b)) {
       array(p.h_n, g.directions * g.batch * g.state_size, "h_n").write(block.in_states(b, g.state_size, unit), narrow);
     }

@@ -11,12 +11,27 @@ namespace cuda {
 template <class S> CUSTOMLSTM_DEVICE Scalar<S> operator-(Scalar<S> a) { return {-a.x}; }
 template <class S> CUSTOMLSTM_DEVICE Scalar<S> operator/(Scalar<S> a, Scalar<S> b) { return {a.x / b.x}; }
 // select_*(a, b, x, y): x where the comparison of a with b holds, else y (so: y where a or b is NaN).
-template <class S> CUSTOMLSTM_DEVICE Scalar<S> select_gt(Scalar<S> a, Scalar<S> b, Scalar<S> x, Scalar<S> y) { return {a.x > b.x ? x.x : y.x}; }
-template <class S> CUSTOMLSTM_DEVICE Scalar<S> select_ge(Scalar<S> a, Scalar<S> b, Scalar<S> x, Scalar<S> y) { return {a.x >= b.x ? x.x : y.x}; }
-template <class S> CUSTOMLSTM_DEVICE Scalar<S> select_eq(Scalar<S> a, Scalar<S> b, Scalar<S> x, Scalar<S> y) { return {a.x == b.x ? x.x : y.x}; }
+template <class S>
+CUSTOMLSTM_DEVICE Scalar<S> select_gt(Scalar<S> a, Scalar<S> b, Scalar<S> x, Scalar<S> y) {
+  return {a.x > b.x ? x.x : y.x};
+}
+template <class S>
+CUSTOMLSTM_DEVICE Scalar<S> select_ge(Scalar<S> a, Scalar<S> b, Scalar<S> x, Scalar<S> y) {
+  return {a.x >= b.x ? x.x : y.x};
+}
+template <class S>
+CUSTOMLSTM_DEVICE Scalar<S> select_eq(Scalar<S> a, Scalar<S> b, Scalar<S> x, Scalar<S> y) {
+  return {a.x == b.x ? x.x : y.x};
+}
 // NaN where either is, as torch.maximum has it.
-template <class S> CUSTOMLSTM_DEVICE Scalar<S> maximum(Scalar<S> a, Scalar<S> b) { return {a.x == a.x ? (a.x > b.x ? a.x : b.x) : a.x}; }
-template <class S> CUSTOMLSTM_DEVICE Scalar<S> minimum(Scalar<S> a, Scalar<S> b) { return {a.x == a.x ? (b.x > a.x ? a.x : b.x) : a.x}; }
+template <class S>
+CUSTOMLSTM_DEVICE Scalar<S> maximum(Scalar<S> a, Scalar<S> b) {
+  return {a.x == a.x ? (a.x > b.x ? a.x : b.x) : a.x};
+}
+template <class S>
+CUSTOMLSTM_DEVICE Scalar<S> minimum(Scalar<S> a, Scalar<S> b) {
+  return {a.x == a.x ? (b.x > a.x ? a.x : b.x) : a.x};
+}
 template <class S> CUSTOMLSTM_DEVICE Scalar<S> reciprocal(Scalar<S> x) { return {S(1) / x.x}; }
 // clang-format on
 

@@ -327,8 +327,9 @@ struct NormBackwardRows : NormRow<NormBackwardParams<M>, BackwardKernel<M, Confi
     }
   }
 
-  // The gradient of a product, as the gradients of the weights use it. Of a row without variance it is hundreds of times
-  // that of the gates, and what was multiplied most often zeros: beyond the range of half an infinity would meet them.
+  // The gradient of a product, as the gradients of the weights use it. Of a row without variance it is hundreds of
+  // times that of the gates, and what was multiplied most often zeros: beyond the range of half an infinity would meet
+  // them.
   static CUSTOMLSTM_DEVICE S kept_finite(const Norm<S>& norm, S d) {
     if constexpr (M::kKind == MathKind::kFloat16) {
       const bool infinite = d > largest_of(d) || d < -largest_of(d);

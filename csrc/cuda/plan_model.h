@@ -210,8 +210,8 @@ class TimeModel {
            t.cluster;
   }
 
-  // Gates in and states out, to and from device memory: gates + 2 values a pair forward, twice that backward; with layer
-  // norm 4 and 8 more.
+  // Gates in and states out, to and from device memory: gates + 2 values a pair forward, twice that backward; with
+  // layer norm 4 and 8 more.
   double traffic_bytes() const {
     const double pairs = double(request_.batch) * double(request_.hidden_size) * double(request_.directions);
     const double values = request_.gates + 2 + (request_.normalised ? 4 : 0);

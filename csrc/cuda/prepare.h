@@ -103,8 +103,8 @@ struct ZeroWords {
   }
 };
 
-// Bytes that travel as the kernel's argument: a copy from host memory would either wait or, in a CUDA graph, read memory
-// that is gone when the graph is replayed.
+// Bytes that travel as the kernel's argument: a copy from host memory would either wait or, in a CUDA graph, read
+// memory that is gone when the graph is replayed.
 struct Upload {
   static constexpr int kBytes = 3840;
   struct Params {
@@ -262,7 +262,8 @@ struct PreviousHidden {
     const device::Global<const T> h_0(static_cast<const T*>(p.h_0), p.h_0 ? states : 0, "h_0");
     const device::Global<const T> output(static_cast<const T*>(p.output), all, "output");
     const device::Global<T> previous(static_cast<T*>(p.previous), all, "previous");
-    const RecurrenceParams rows = {g, p.sequences, {}, {}, {}, {}, nullptr, nullptr, nullptr, nullptr, nullptr, 0, 0, 0};
+    const RecurrenceParams rows = {g,       p.sequences, {},      {},      {}, {}, nullptr,
+                                   nullptr, nullptr,     nullptr, nullptr, 0,  0,  0};
     const int64_t stride = int64_t(params.grid) * device::block_threads();
     const int64_t count = g.steps * g.batch * g.directions * g.state_size;
     for (int64_t i = first_index(params.grid); i < count; i += stride) {

@@ -19,7 +19,9 @@ template <class S>
 CUSTOMLSTM_DEVICE Scalar<S> operator-(Scalar<S> a, Scalar<S> b) { return {a.x - b.x}; }
 template <class S>
 CUSTOMLSTM_DEVICE Scalar<S> operator*(Scalar<S> a, Scalar<S> b) { return {a.x * b.x}; }
-CUSTOMLSTM_DEVICE Scalar<float> fma(Scalar<float> a, Scalar<float> b, Scalar<float> c) { return {::fmaf(a.x, b.x, c.x)}; }
+CUSTOMLSTM_DEVICE Scalar<float> fma(Scalar<float> a, Scalar<float> b, Scalar<float> c) {
+  return {::fmaf(a.x, b.x, c.x)};
+}
 CUSTOMLSTM_DEVICE Scalar<double> fma(Scalar<double> a, Scalar<double> b, Scalar<double> c) {
   return {::fma(a.x, b.x, c.x)};
 }

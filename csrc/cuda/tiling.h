@@ -85,7 +85,8 @@ struct ProductShape {
 CUSTOMLSTM_HOST_DEVICE int64_t padded_depth(int64_t size, MathKind math) { return round_up(size, tile_depth(math)); }
 
 CUSTOMLSTM_HOST_DEVICE ProductShape gate_product(const Tiling& t, int64_t state_size, MathKind math) {
-  return {int32_t(int64_t(t.gates) * t.units / kTileRows), t.unit_blocks, padded_depth(state_size, math) / tile_depth(math)};
+  return {int32_t(int64_t(t.gates) * t.units / kTileRows), t.unit_blocks,
+          padded_depth(state_size, math) / tile_depth(math)};
 }
 CUSTOMLSTM_HOST_DEVICE ProductShape projection_product(const Tiling& t, int64_t hidden_size, MathKind math) {
   return {t.state_rows / kTileRows, t.unit_blocks, padded_depth(hidden_size, math) / tile_depth(math)};

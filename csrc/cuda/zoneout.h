@@ -1,5 +1,5 @@
-// Zoneout (Krueger et al. 2016): a state is mixed with what it was. A mask selects rather than multiplies, so that a NaN
-// or infinity goes no further than the side it is on.
+// Zoneout (Krueger et al. 2016): a state is mixed with what it was. A mask selects rather than multiplies, so that a
+// NaN or infinity goes no further than the side it is on.
 #pragma once
 
 #include "block.h"

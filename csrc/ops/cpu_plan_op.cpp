@@ -30,7 +30,8 @@ constexpr int64_t kMostSize = int64_t(1) << 40, kMostRows = int64_t(1) << 60, kM
 
 std::tuple<std::vector<int64_t>, double> cpu_plan(std::vector<int64_t> sizes, int64_t threads, bool backward) {
   check(sizes.size() == kSizes, "sizes has ", sizes.size(), " numbers, expected ", kSizes);
-  const char* const names[kSizes] = {"steps", "batch", "input_size", "hidden_size", "output_size", "directions", "gates"};
+  const char* const names[kSizes] = {"steps",       "batch",      "input_size", "hidden_size",
+                                     "output_size", "directions", "gates"};
   for (size_t k = 0; k < kSizes; ++k) {
     const int64_t least = k < 3 ? 0 : 1, most = k == 5 ? 2 : k == 6 ? kMaxGates : kMostSize;
     check(sizes[k] >= least && sizes[k] <= most, "sizes: ", names[k], " is ", sizes[k], ", expected ", least, " to ",

@@ -44,8 +44,8 @@ struct GradOutputs {
   const std::optional<Tensor>& c_all;
 };
 
-// output, h_n, c_n, c_all, gates, hidden. The states of a cell that has several besides h lie one after the other in the
-// last dimension of c_0, c_n and c_all. save: 0 nothing kept, 1 c_all, 2 all that backward needs.
+// output, h_n, c_n, c_all, gates, hidden. The states of a cell that has several besides h lie one after the other in
+// the last dimension of c_0, c_n and c_all. save: 0 nothing kept, 1 c_all, 2 all that backward needs.
 using LayerResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // Gradients of input, h_0, c_0 and each weight; needs says 0 or 1 for each of them in that order, and what is not

@@ -57,7 +57,8 @@ struct OneStep {
 
   LayerArguments arguments(const std::vector<Tensor>& weights, const std::string& cell,
                            const std::vector<double>& cell_args, bool bias, bool projection) const {
-    return {x, h, c, weights, none, none, none, none, none, none, cell, cell_args, bias, projection, false, 1.0, 0.0, 0.0};
+    return {x, h, c, weights, none, none, none, none, none, none,
+            cell, cell_args, bias, projection, false, 1.0, 0.0, 0.0};
   }
 };
 

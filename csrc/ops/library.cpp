@@ -58,7 +58,9 @@ STABLE_TORCH_LIBRARY(customlstm, m) {
   m.def("lstm_cell" CUSTOMLSTM_CELL_SCHEMA);
   m.def("lstm_cell_backward" CUSTOMLSTM_CELL_BACKWARD_SCHEMA);
   // Of the library alone: customlstm.Stream calls the layer itself where there is none.
-  m.def("lstm_pack(Tensor[] weights, str cell, float[] cell_args, bool bias, bool projection, int batch) -> Tensor packed");
+  m.def(
+      "lstm_pack(Tensor[] weights, str cell, float[] cell_args, bool bias, bool projection, int batch) "
+      "-> Tensor packed");
   m.def("lstm_stream(Tensor packed, Tensor input, Tensor(a!) h, Tensor(b!) c) -> Tensor output");
   m.def("cpu_isa() -> str");
   m.def("build_info() -> str");

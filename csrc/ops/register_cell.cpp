@@ -65,8 +65,9 @@ const char* why_not(const Work& work) {
 
 }  // namespace customlstm
 
-// name: under which the ops know the cell; unit_parameters: names, separated by spaces; type: StorageType; the functions
-// are those of the cell's library, which stays loaded. Returns null, or why not, until the thread's next call.
+// name: under which the ops know the cell; unit_parameters: names, separated by spaces; type: StorageType; the
+// functions are those of the cell's library, which stays loaded. Returns null, or why not: text that holds until the
+// thread's next call.
 extern "C" __attribute__((visibility("default"))) const char* customlstm_register_cell(
     const char* name, const char* unit_parameters, int64_t type, void (*sizes)(CellSizes*),
     void (*forward)(ForwardKernels*), void (*backward)(BackwardKernels*)) {
@@ -76,8 +77,8 @@ extern "C" __attribute__((visibility("default"))) const char* customlstm_registe
 
 #ifdef USE_CUDA
 // The same for its kernels on GPUs. gates, states, saved: those of the struct; math: MathKind; capability: 90 for 9.0,
-// that of `device`, an index; images: cubins for it, which cuda::load_written describes and which may be freed after the
-// call.
+// that of `device`, an index; images: cubins for it, which cuda::load_written describes and which may be freed after
+// the call.
 extern "C" __attribute__((visibility("default"))) const char* customlstm_register_cuda_cell(
     const char* name, const char* unit_parameters, int64_t gates, int64_t states, int64_t saved, int64_t math,
     int64_t capability, int64_t device, const void* const* images, int64_t image_count) {

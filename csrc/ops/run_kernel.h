@@ -12,7 +12,8 @@ inline const CellKernels& cpu_kernels(const CellArgs& cell, StorageType type) {
   const int index = static_cast<int>(type);
   if (cell.registered() == nullptr) return kernels().cells[index][static_cast<int>(cell.kind())];
   const CellKernels* const own = cell.registered()->cpu[index];
-  check(own != nullptr, "this cell was not compiled for ", name_of(type), " in this process; call customlstm.jit.register(cell, dtype)");
+  check(own != nullptr, "this cell was not compiled for ", name_of(type),
+        " in this process; call customlstm.jit.register(cell, dtype)");
   return *own;
 }
 

@@ -1,5 +1,5 @@
-// What is compiled for CPUs with AVX512-BF16, for the kernels that multiply bfloat16 with itself. Include it after every other header, so that no
-// shared inline function is compiled for this instruction set.
+// What is compiled for CPUs with AVX512-BF16, for the kernels that multiply bfloat16 with itself. Include it after
+// every other header, so that no shared inline function is compiled for this instruction set.
 #pragma once
 
 #include <immintrin.h>

@@ -79,7 +79,8 @@ CUSTOMLSTM_DEVICE Vector<T, N> load_vector(const T* from) {
   W words;
 #pragma unroll
   for (int at = 0; at < W::kBytes; at += W::kAccess) {
-    memcpy(words.w + at / 4, __builtin_assume_aligned(reinterpret_cast<const char*>(from) + at, W::kAccess), W::kAccess);
+    const char* source = reinterpret_cast<const char*>(from) + at;
+    memcpy(words.w + at / 4, __builtin_assume_aligned(source, W::kAccess), W::kAccess);
   }
   return words.vector();
 }

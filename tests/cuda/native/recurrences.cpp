@@ -31,7 +31,8 @@ struct TestCell {
     for (Activation<S>* f : activations) {
       const int n = int(args[3]);
       const double *x = args + 4, *y = x + n;
-      *f = {static_cast<ActivationKind>(int(args[0])), n > 0 ? n - 1 : 0, S(args[1]), S(args[2]), nullptr, nullptr, nullptr};
+      const auto kind = static_cast<ActivationKind>(int(args[0]));
+      *f = {kind, n > 0 ? n - 1 : 0, S(args[1]), S(args[2]), nullptr, nullptr, nullptr};
       for (int j = 0; j + 1 < n; ++j) values.push_back(x[j]);
       for (int j = 0; j + 1 < n; ++j) values.push_back(y[j]);
       for (int j = 0; j + 1 < n; ++j) values.push_back((y[j + 1] - y[j]) / (x[j + 1] - x[j]));

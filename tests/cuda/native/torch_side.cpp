@@ -1,5 +1,5 @@
-// The CUDA side of the ops (csrc/ops/cuda_call.cpp, cuda_layer.cpp, cuda_gradients.cpp, word for word) on CPU tensors and
-// the host executor, registered as customlstm_host::lstm_layer and its backward. What only a GPU has stands here.
+// The CUDA side of the ops (csrc/ops/cuda_call.cpp, cuda_layer.cpp, cuda_gradients.cpp, word for word) on CPU tensors
+// and the host executor, registered as customlstm_host::lstm_layer and its backward. What only a GPU has stands here.
 #ifndef USE_CUDA
 #error "compile with -DUSE_CUDA"
 #endif
