@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _binary, dispatch
+from . import _binary, dispatch, ops
 from .modules import LSTM, States
 
 
@@ -23,6 +23,9 @@ class Stream:
     in place, by an optimiser, by ``load_state_dict``, ``to``, an assigned parameter, a parametrisation or
     another ``lstm.cell``. Writes that PyTorch does not count, through ``weight.data`` or a NumPy array on the
     same memory, it cannot see: call :meth:`refresh` after them.
+
+    Under autocast it computes in autocast's dtype, as ``lstm`` does; the weights are packed anew where that
+    changes.
 
     On a device or with a backend without the CPU kernels, and with zoneout or layer norm, ``lstm`` itself is
     called with the state.
@@ -112,9 +115,12 @@ class Stream:
 
     @state.setter
     def state(self, hx: States) -> None:
+        first = self.lstm._weight_list()[0]
+        self._follow(first)
         for name, value, own in zip(("h", "c"), hx, (self._h, self._c), strict=True):
             expected = own.squeeze(1) if self.batch is None else own
-            if value.shape != expected.shape or value.dtype != own.dtype or value.device != own.device:
+            right_dtype = value.dtype in (own.dtype, first.dtype)  # under autocast both, as in a call of lstm
+            if value.shape != expected.shape or not right_dtype or value.device != own.device:
                 raise RuntimeError(
                     f"{name} must have shape {list(expected.shape)}, {own.dtype} on {own.device}, got "
                     f"{list(value.shape)}, {value.dtype} on {value.device}"
@@ -163,40 +169,50 @@ class Stream:
         weights = lstm._weight_list()
         if lstm.training:
             _check_nothing_random(lstm)
-        if not self._is_current(weights):
-            self._pack(weights)
+        dtype = self._follow(weights[0])
+        if not self._is_current(weights, dtype):
+            self._pack(weights, dtype)
         if not self._packed:
             return self._call(x)
         if x.requires_grad:
             x = x.detach()
+        if x.dtype != dtype and ops.computed_dtype(x.device, x.dtype) == dtype:
+            x = x.to(dtype)  # autocast does not know the packed step
         run = torch.ops.customlstm.lstm_stream
         for k, packed in enumerate(self._packed):
             x = run(packed, x, self._h[k], self._c[k])
         return x
 
-    def _is_current(self, weights: list[Tensor]) -> bool:
+    def _follow(self, weight: Tensor) -> torch.dtype:
+        """The dtype that is computed in here and now, to which the state goes."""
+        dtype = ops.computed_dtype(weight.device, weight.dtype)
+        if self._h.dtype != dtype or self._h.device != weight.device:
+            # The module was moved or cast, or autocast has begun or ended. A state that inference mode made
+            # could not be written to outside of it.
+            with torch.inference_mode(False):
+                self._h, self._c = (state.to(weight.device, dtype) for state in (self._h, self._c))
+        return dtype
+
+    def _is_current(self, weights: list[Tensor], dtype: torch.dtype) -> bool:
         known = self._packed_from
-        if len(known) != len(weights) or self._packed_args != self._arguments():
+        if len(known) != len(weights) or self._packed_args != self._arguments(dtype):
             return False
         for weight, (tensor, version, address) in zip(weights, known, strict=True):
             if weight is not tensor or weight._version != version or weight.data_ptr() != address:
                 return False
         return True
 
-    def _arguments(self) -> Any:
+    def _arguments(self, dtype: torch.dtype) -> Any:
         """What the packed weights depend on besides the weights; zoneout has no packed step at all."""
-        return self.lstm._cell_args, self.lstm.zoneout
+        return self.lstm._cell_args, self.lstm.zoneout, dtype
 
-    def _pack(self, weights: list[Tensor]) -> None:
+    def _pack(self, weights: list[Tensor], dtype: torch.dtype) -> None:
         lstm = self.lstm
         self._packed = []
-        if not self._h.dtype == weights[0].dtype or self._h.device != weights[0].device:
-            # The module was moved or cast: so is the state.
-            self._h, self._c = (state.to(weights[0].device, weights[0].dtype) for state in (self._h, self._c))
-        if self._has_kernel(weights):
+        if self._has_kernel(weights, dtype):
             per_layer, projection = len(weights) // lstm.num_layers, lstm.proj_size > 0
             for k in range(lstm.num_layers):
-                own = [weight.detach() for weight in weights[k * per_layer : (k + 1) * per_layer]]
+                own = [weight.detach().to(dtype) for weight in weights[k * per_layer : (k + 1) * per_layer]]
                 self._packed.append(
                     torch.ops.customlstm.lstm_pack(
                         own, lstm._cell_name, lstm._cell_args, lstm.bias, projection, self._h.size(1)
@@ -205,16 +221,16 @@ class Stream:
         # Tensors without a version counter are packed at every piece.
         counted = not any(weight.is_inference() for weight in weights)
         self._packed_from = [(w, w._version, w.data_ptr()) for w in weights] if counted else []
-        self._packed_args = self._arguments()
+        self._packed_args = self._arguments(dtype)
 
-    def _has_kernel(self, weights: list[Tensor]) -> bool:
+    def _has_kernel(self, weights: list[Tensor], dtype: torch.dtype) -> bool:
         lstm, first = self.lstm, weights[0]
         backend = dispatch.effective_backend(lstm.backend)
         if any(lstm.zoneout) or getattr(lstm.cell, "layer_norm", ()):
             return False  # the packed step does not know them
         if first.device.type != "cpu" or backend == "reference" or not _binary.status().loaded:
             return False
-        return dispatch.why_not_fused(first.device, first.dtype, lstm._cell_name, weights) is None
+        return dispatch.why_not_fused(first.device, dtype, lstm._cell_name, weights) is None
 
     def _call(self, x: Tensor) -> Tensor:
         if self.lstm.batch_first:

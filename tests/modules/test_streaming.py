@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import customlstm
-from customlstm import Stream
+from customlstm import Stream, dispatch
 
 PIECES = [[1] * 23, [23], [8, 8, 7], [1, 15, 7], [0, 20, 0, 3]]
 # Input and hidden size: rows that are packed, rows that are read where they lie (256 on), and some of each.
@@ -219,10 +219,60 @@ def test_weights_are_packed_once_otherwise(monkeypatch: pytest.MonkeyPatch) -> N
     stream = Stream(lstm, 2)
     packings = []
     pack = stream._pack
-    monkeypatch.setattr(stream, "_pack", lambda weights: (packings.append(1), pack(weights))[1])
+    monkeypatch.setattr(stream, "_pack", lambda *args: (packings.append(1), pack(*args))[1])
     for _ in range(5):
         stream(torch.randn(3, 2, 5))
     assert len(packings) == 1
+
+
+# --- autocast ---
+
+
+@pytest.mark.parametrize("options", [{}, {"zoneout": 0.1}], ids=["packed weights", "calls of the module"])
+def test_autocast_computes_as_the_module_does(options: dict[str, Any]) -> None:
+    lstm, x = customlstm.LSTM(8, 20, num_layers=2, **options).eval(), torch.randn(12, 2, 8)
+    for piece in (x, x.bfloat16()):  # bfloat16 is what a layer before it would hand over
+        stream = Stream(lstm, 2)
+        with torch.autocast("cpu", torch.bfloat16):
+            expected, (h, c) = whole(lstm, piece)
+            found = torch.cat([stream(part) for part in piece.split(5)])
+        assert found.dtype == expected.dtype == torch.bfloat16
+        torch.testing.assert_close(found, expected, atol=8 * torch.finfo(torch.bfloat16).eps, rtol=0.0)
+        assert [state.dtype for state in stream.state] == [h.dtype, c.dtype]
+        # Outside of it in float32 again, from the state that it left or another.
+        hx = tuple(state.float() for state in stream.state)
+        assert torch.equal(stream(x), whole(lstm, x, hx)[0])
+        with torch.autocast("cpu", torch.bfloat16):
+            stream.state = hx
+            stream(piece)
+        stream.state = hx
+        assert torch.equal(stream.state[1], hx[1]) and torch.equal(stream(x), whole(lstm, x, hx)[0])
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="float64"):
+        stream(x.double())
+
+
+def test_autocast_asks_for_the_kernel_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    why_not = dispatch.why_not_fused
+    monkeypatch.setattr(dispatch, "why_not_fused", lambda *args: (asked.append(args[1]), why_not(*args))[1])
+    lstm, x = customlstm.LSTM(5, 8), torch.randn(3, 2, 5)
+    stream = Stream(lstm, 2)
+    stream(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        stream(x)
+        stream(x)
+    stream(x)
+    assert asked == [torch.float32, torch.bfloat16, torch.float32]
+
+
+def test_autocast_in_inference_mode_leaves_a_state_to_go_on_from() -> None:
+    lstm, x = customlstm.LSTM(5, 8), torch.randn(3, 2, 5)
+    stream = Stream(lstm, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode():
+            first = stream(x)
+        stream.reset()
+        assert torch.equal(stream(x), first)
 
 
 # --- the rest of its life ---
