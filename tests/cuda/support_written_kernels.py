@@ -43,15 +43,20 @@ CELLS: dict[str, UserCell] = {
 }
 #: Those with kernels for all tilings of small calls, by arithmetic. All others have step with one tile of
 #: columns, in float64 and float32.
-EVERY_TILING = {"fma32": ("coupled", "slstm", "seven_gates"), "bf16": ("coupled", "seven_gates")}
-_MATHS = {"fma64": "kFma64", "fma32": "kFma32", "bf16": "kBFloat16"}
+EVERY_TILING = {
+    "fma32": ("coupled", "slstm", "seven_gates"),
+    "tf32": ("coupled", "seven_gates"),
+    "bf16": ("coupled", "seven_gates"),
+    "f16": ("coupled", "seven_gates"),
+}
+_MATHS = {"fma64": "kFma64", "fma32": "kFma32", "tf32": "kTf32", "bf16": "kBFloat16", "f16": "kFloat16"}
 #: Functions of the library that register the cells' kernels.
 REGISTER = [f"customlstm_register_{math}" for math in _MATHS]
 
 
 def cells_of(math: str) -> list[str]:
     """The cells that have kernels in this arithmetic."""
-    return list(EVERY_TILING["bf16"] if math == "bf16" else CELLS)
+    return list(CELLS if math in ("fma64", "fma32") else EVERY_TILING[math])
 
 
 def written_sources(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from customlstm import _binary
 from customlstm.launch_plan import H200, VARIANTS, plan
 
 pytestmark = pytest.mark.skipif(not _binary.status().loaded, reason="no compiled library to plan with")
-MATH_NAMES = {"fma32": "float32", "fma64": "float64", "bf16": "bfloat16"}
+MATH_NAMES = {"fma32": "float32", "tf32": "tf32", "bf16": "bfloat16", "f16": "float16"}
 RESULTS = ("output", "h_n", "c_n", "c_all")
 
 
@@ -39,6 +39,13 @@ def draw(name: str, seed: int, math: str, sizes: tuple[int, int, int] | None = N
         _, n, _ = layer.c_0.chunk(3, -1)
         n.abs_().add_(0.5)
     return layer
+
+
+def use(math: str, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This recurrence; and products of float32 as those of torch would be then."""
+    monkeypatch.setenv("CUSTOMLSTM_CUDA_VARIANT", variant)
+    if math == "tf32":
+        monkeypatch.setenv("CUSTOMLSTM_HOST_TF32", "1")
 
 
 def compare(host: Any, layer: Layer, math: str) -> None:
@@ -86,7 +93,7 @@ def test_every_cell(host: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> No
     "math, name", [(math, name) for math, names in EVERY_TILING.items() for name in names]
 )
 def test_every_tiling(host: Any, math: str, name: str, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUSTOMLSTM_CUDA_VARIANT", variant)
+    use(math, variant, monkeypatch)
     compare_all(host, name, range(8), math)
 
 
@@ -95,7 +102,7 @@ def test_every_tiling(host: Any, math: str, name: str, variant: str, monkeypatch
 def test_four_tiles_of_columns(host: Any, math: str, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a slice of a GPU, where blocks are few; no other test plans for this batch."""
     monkeypatch.setenv("CUSTOMLSTM_HOST_SLICE", "1")
-    monkeypatch.setenv("CUSTOMLSTM_CUDA_VARIANT", variant)
+    use(math, variant, monkeypatch)
     for seed, given in ((6, (3, 64, 33)), (11, (3, 64, 61))):
         layer = draw("seven_gates", seed, math, given)
         steps, batch, _, hidden, state, directions, _, projection = layer.sizes
