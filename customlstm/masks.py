@@ -1,4 +1,4 @@
-"""Random masks for zoneout and for dropout of states and weights, and the operator that draws them on a CPU."""
+"""Random masks for zoneout and dropout of states and weights, and the operator that draws them on a CPU."""
 
 from typing import Any
 
@@ -45,7 +45,9 @@ def _fake(seed: Tensor, rows: Tensor, width: int, rate: float) -> Tensor:
     return rows.new_empty(*rows.shape[:-1], width, dtype=torch.bool)
 
 
-def _batched(info: Any, in_dims: Any, seed: Tensor, rows: Tensor, width: int, rate: float) -> tuple[Tensor, int]:
+def _batched(
+    info: Any, in_dims: Any, seed: Tensor, rows: Tensor, width: int, rate: float
+) -> tuple[Tensor, int]:
     """vmap with randomness="different": one seed a sample. Of ``rows`` only the sizes count."""
     if in_dims[1] is not None:
         rows = rows.movedim(in_dims[1], 0)[0]
