@@ -35,6 +35,16 @@ def drawn(sizes: list[int], rate: float, like: Tensor) -> Tensor:
 
 def _draw(seed: Tensor, rows: Tensor, width: int, rate: float) -> Tensor:
     """Where no library is loaded: other masks for a seed than the library's, as good ones, more slowly."""
+    on_cpu = seed.device.type == "cpu" and rows.device.type == "cpu"
+    if not on_cpu or seed.dtype != torch.int64 or seed.numel() != 1:
+        raise RuntimeError(
+            f"customlstm: seed must be one int64 on the CPU, as rows are, got {seed.dtype} "
+            f"{list(seed.shape)} on {seed.device}, and rows on {rows.device}"
+        )
+    if rows.dim() < 1:
+        raise RuntimeError("customlstm: rows must have the dimensions of the mask, got none")
+    if width < 0:
+        raise RuntimeError(f"customlstm: width must be 0 or more, got {width}")
     if not 0 <= rate <= 1:
         raise RuntimeError(f"customlstm: rate must be a number from 0 to 1, got {rate}")
     generator = torch.Generator().manual_seed(int(seed))
@@ -54,6 +64,8 @@ def _batched(
     if in_dims[0] is None:
         mask = torch.ops.customlstm.draw_mask(seed, rows, width, rate)
         return mask.expand(info.batch_size, *mask.shape), 0
+    if info.batch_size == 0:
+        return rows.new_empty(0, *rows.shape[:-1], width, dtype=torch.bool), 0
     seeds = seed.movedim(in_dims[0], 0)
     return torch.stack([torch.ops.customlstm.draw_mask(s, rows, width, rate) for s in seeds]), 0
 

@@ -108,7 +108,11 @@ class Stream:
 
     @property
     def state(self) -> States:
-        """A copy of (h [K, B, P], c [K, B, H]) after the last piece, without B for an unbatched stream."""
+        """A copy of (h [K, B, P], c [K, B, H]) after the last piece, without B for an unbatched stream.
+
+        In the dtype that a piece would be computed in now, so that it may be put back.
+        """
+        self._follow(self.lstm._weight_list()[0])
         if self.batch is None:
             return self._h.squeeze(1).clone(), self._c.squeeze(1).clone()
         return self._h.clone(), self._c.clone()
@@ -116,15 +120,16 @@ class Stream:
     @state.setter
     def state(self, hx: States) -> None:
         first = self.lstm._weight_list()[0]
-        self._follow(first)
+        dtype = ops.computed_dtype(first.device, first.dtype)
         for name, value, own in zip(("h", "c"), hx, (self._h, self._c), strict=True):
             expected = own.squeeze(1) if self.batch is None else own
-            right_dtype = value.dtype in (own.dtype, first.dtype)  # under autocast both, as in a call of lstm
-            if value.shape != expected.shape or not right_dtype or value.device != own.device:
+            right_dtype = value.dtype in (dtype, first.dtype)  # under autocast both, as in a call of lstm
+            if value.shape != expected.shape or not right_dtype or value.device != first.device:
                 raise RuntimeError(
-                    f"{name} must have shape {list(expected.shape)}, {own.dtype} on {own.device}, got "
+                    f"{name} must have shape {list(expected.shape)}, {dtype} on {first.device}, got "
                     f"{list(value.shape)}, {value.dtype} on {value.device}"
                 )
+        self._follow(first)  # not before: a refused state changes nothing
         with torch.no_grad():
             self._h.copy_(hx[0].view_as(self._h) if self.batch is None else hx[0])
             self._c.copy_(hx[1].view_as(self._c) if self.batch is None else hx[1])
@@ -187,9 +192,8 @@ class Stream:
         """The dtype that is computed in here and now, to which the state goes."""
         dtype = ops.computed_dtype(weight.device, weight.dtype)
         if self._h.dtype != dtype or self._h.device != weight.device:
-            # The module was moved or cast, or autocast has begun or ended. A state that inference mode made
-            # could not be written to outside of it.
-            with torch.inference_mode(False):
+            # The module was moved or cast, or autocast has begun or ended.
+            with torch.inference_mode(False):  # see _zeros
                 self._h, self._c = (state.to(weight.device, dtype) for state in (self._h, self._c))
         return dtype
 
@@ -236,17 +240,20 @@ class Stream:
         if self.lstm.batch_first:
             x = x.transpose(0, 1)
         with torch.no_grad():
-            output, (self._h, self._c) = self.lstm(x, (self._h, self._c))
+            output, (h, c) = self.lstm(x, (self._h, self._c))
+        with torch.inference_mode(False):  # see _zeros
+            self._h, self._c = (state.clone() if state.is_inference() else state for state in (h, c))
         return output.transpose(0, 1) if self.lstm.batch_first else output
 
     def _zeros(self) -> States:
         lstm, batch = self.lstm, 1 if self.batch is None else self.batch
         first = lstm._weight_list()[0]
         sizes = (lstm.proj_size or lstm.hidden_size, lstm._cell_states * lstm.hidden_size)
-        h, c = (
-            torch.zeros(lstm.num_layers, batch, size, device=first.device, dtype=first.dtype)
-            for size in sizes
-        )
+        with torch.inference_mode(False):  # what that mode makes cannot be written to outside of it
+            h, c = (
+                torch.zeros(lstm.num_layers, batch, size, device=first.device, dtype=first.dtype)
+                for size in sizes
+            )
         return h, c
 
 

@@ -1,5 +1,5 @@
-// Random masks as an op: several times as fast as what torch draws one number after the other, and for a seed the same
-// on any number of threads.
+// Random masks as an op: large ones several times as fast as torch draws, one number after the other, and for a seed the
+// same on any number of threads.
 //
 //   draw_mask(Tensor seed, Tensor rows, int width, float rate) -> Tensor mask
 //
@@ -49,6 +49,7 @@ Tensor draw_mask(Tensor seed, Tensor rows, int64_t width, double rate) {
         device_of(seed));
   check(rows.dim() >= 1, "rows must have the dimensions of the mask, got none");
   check(width >= 0, "width must be 0 or more, got ", width);
+  check(rows.is_cpu(), "rows must be on the CPU, got ", device_of(rows));
   check(rate >= 0 && rate <= 1, "rate must be a number from 0 to 1, got ", rate);
   std::vector<int64_t> sizes(rows.sizes().begin(), rows.sizes().end());
   sizes.back() = width;

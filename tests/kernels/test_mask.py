@@ -88,6 +88,17 @@ def test_one_number_of_the_generator_makes_a_mask() -> None:
     assert torch.equal(torch.rand(3), after)
 
 
+def test_vmap_over_seeds_and_over_rows() -> None:
+    operator = torch.ops.customlstm.draw_mask
+    seeds, rows = torch.tensor([[4], [5], [6]]), torch.empty(3, 2, 7, 0)
+    each = torch.stack([draw(seed, (2, 7, 9), 0.5) for seed in (4, 5, 6)])
+    assert torch.equal(torch.func.vmap(lambda s: operator(s, rows[0], 9, 0.5))(seeds), each)
+    both = torch.func.vmap(lambda s, r: operator(s, r, 9, 0.5), (0, 1))
+    assert torch.equal(both(seeds, rows.movedim(0, 1)), each)
+    one = torch.func.vmap(lambda r: operator(seeds[0], r, 9, 0.5))(rows)
+    assert torch.equal(one, each[:1].expand(3, 2, 7, 9))
+
+
 def test_bad_arguments() -> None:
     rows, seed = torch.empty(3, 0), torch.tensor([1])
     operator = torch.ops.customlstm.draw_mask

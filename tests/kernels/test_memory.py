@@ -18,6 +18,7 @@ from support_ops import Case, LayerCall, make_call, ops, run_layer
 from torch import Tensor
 
 import customlstm
+from customlstm import Cell
 
 CALLS = 10_000
 FEWER_CALLS = 3_000  # for variants
@@ -197,6 +198,16 @@ def test_what_is_asked_for_is_what_is_kept() -> None:
         [6, 7, 1, 4, 9],
         [0],
     ]
+
+
+def test_gates_are_kept_where_their_derivative_follows_from_them() -> None:
+    """Else what they were computed from; a clip that holds nowhere changes nothing but that."""
+    call = make_call(Case(6, 7, 5, 9, cell="peephole"))
+    clipped = call.replace(cell_args=Cell(peephole=True, gate_clip=1e9).encode()[1])
+    values, before = (ops.lstm_layer(*each.arguments(), 2)[4] for each in (call, clipped))
+    i, f, g, o = before.unbind(-2)
+    expected = torch.stack([i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()], -2)
+    torch.testing.assert_close(values, expected, atol=1e-14, rtol=0)
 
 
 def test_what_training_keeps_is_what_backward_needs() -> None:

@@ -50,7 +50,7 @@ def test_masks_of_any_size(sizes: tuple[int, ...]) -> None:
 
 def expected_mask(lstm: customlstm.LSTM, seed: int) -> Tensor:
     torch.manual_seed(seed)
-    kept = ~drawn(lstm.weight_dropout, *lstm.weight_hh_l0.shape)
+    kept = drawn(1 - lstm.weight_dropout, *lstm.weight_hh_l0.shape)
     return kept.to(lstm.weight_hh_l0.dtype) / (1 - lstm.weight_dropout)
 
 
@@ -392,6 +392,8 @@ def test_masks_under_vmap(name: str) -> None:
     assert found.shape == (3, T, B, HIDDEN) and not torch.equal(found[0], found[1])
     same = torch.func.vmap(lambda x: lstm(x)[0], randomness="same")(x)
     assert torch.equal(same[0], same[1])
+    empty = torch.func.vmap(lambda x: lstm(x)[0], randomness="different")(x[:0])
+    assert empty.shape == (0, T, B, HIDDEN)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)

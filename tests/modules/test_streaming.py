@@ -236,11 +236,11 @@ def test_autocast_computes_as_the_module_does(options: dict[str, Any]) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             expected, (h, c) = whole(lstm, piece)
             found = torch.cat([stream(part) for part in piece.split(5)])
+            assert [state.dtype for state in stream.state] == [h.dtype, c.dtype]
         assert found.dtype == expected.dtype == torch.bfloat16
         torch.testing.assert_close(found, expected, atol=8 * torch.finfo(torch.bfloat16).eps, rtol=0.0)
-        assert [state.dtype for state in stream.state] == [h.dtype, c.dtype]
         # Outside of it in float32 again, from the state that it left or another.
-        hx = tuple(state.float() for state in stream.state)
+        hx = stream.state
         assert torch.equal(stream(x), whole(lstm, x, hx)[0])
         with torch.autocast("cpu", torch.bfloat16):
             stream.state = hx
@@ -273,6 +273,32 @@ def test_autocast_in_inference_mode_leaves_a_state_to_go_on_from() -> None:
             first = stream(x)
         stream.reset()
         assert torch.equal(stream(x), first)
+
+
+def test_state_goes_back_across_the_borders_of_autocast() -> None:
+    lstm, x = customlstm.LSTM(5, 8).eval(), torch.randn(3, 2, 5)
+    stream = Stream(lstm, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        stream(x)
+        stream.state = stream.state
+        assert stream.state[0].dtype == torch.bfloat16
+    stream.state = stream.state
+    assert stream.state[0].dtype == torch.float32
+    before = stream._h
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="h must have shape"):
+        stream.state = (torch.zeros(3), torch.zeros(3))
+    assert stream._h is before, "a refused state changes nothing"
+
+
+@pytest.mark.parametrize("options", [{}, {"zoneout": 0.1}], ids=["packed weights", "calls of the module"])
+def test_inference_mode_leaves_a_state_that_can_be_written(options: dict[str, Any]) -> None:
+    lstm, x = customlstm.LSTM(5, 8, **options).eval(), torch.randn(3, 2, 5)
+    with torch.inference_mode():
+        stream = Stream(lstm, 2)
+        first = stream(x)
+    stream.reset()
+    assert torch.equal(stream(x), first)
+    stream.state = stream.state
 
 
 # --- the rest of its life ---
