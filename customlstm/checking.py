@@ -179,7 +179,8 @@ def _difference(
             raise AssertionError(
                 f"cell {checked} {how}: {name} is {a[at].item()!r}, the function and autograd give "
                 f"{b[at].item()!r}: a difference of {worst.item():.1e}, where {tolerance:.0e} is allowed. "
-                "This is a mistake of customlstm, unless the function is not the same at every call"
+                "This is a mistake of customlstm, unless the function is not the same at every call or "
+                "magnifies roundings there, as a division by nearly 0 does"
             )
         largest = max(largest, worst.item())
     return largest

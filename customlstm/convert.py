@@ -241,7 +241,8 @@ def to_customlstm(
 
     Raises:
         TypeError: another kind of module.
-        ValueError: ``cell`` has no place for parameters of the module's own cell, or another number of gates.
+        ValueError: ``cell`` has no place for parameters of the module's own cell, another number of gates, or
+            gates of the same names in another order.
     """
     _supported(module)
     if cell is not None:
@@ -250,6 +251,12 @@ def to_customlstm(
             raise ValueError(
                 f"cell={cell} has {cell.gates} gates, the weights of module are for {own.gates}; make a new "
                 "module with this cell"
+            )
+        here, there = (getattr(each, "gate_names", _GATES) for each in (own, cell))
+        if sorted(here) == sorted(there) and here != there:
+            raise ValueError(
+                f"cell={cell} has its gates in the order {', '.join(there)}, the weights of module have them "
+                f"in the order {', '.join(here)}; write the cell's arguments in that order"
             )
         lost = set(own_parameters(own)) - set(own_parameters(cell))
         if lost:
@@ -322,6 +329,7 @@ def _supported(module: object) -> None:
         )
 
 
+_GATES = ("i", "f", "g", "o")
 _DROPOUTS = ("recurrent_dropout", "weight_dropout", "zoneout")
 
 

@@ -36,9 +36,10 @@ class Recurrent(nn.Module):
             without = "bias=False" if not bias else f"cell={self.cell}"
             if isinstance(self.cell, Cell) and bias:
                 without = "coupled_gates"
+            named = "" if isinstance(self.cell, Cell) else ", or name that gate f"
             raise ValueError(
                 f"forget_bias={forget_bias} sets the bias of the forget gate, which has none with {without}; "
-                "leave it out"
+                f"leave it out{named}"
             )
 
     @property

@@ -63,8 +63,8 @@ class Builder(Protocol):
 
 
 def building_disabled() -> bool:
-    """Whether CUSTOMLSTM_JIT=0."""
-    return os.environ.get("CUSTOMLSTM_JIT") == "0"
+    """Whether CUSTOMLSTM_JIT=0, or one of the words for it."""
+    return os.environ.get("CUSTOMLSTM_JIT", "").strip().lower() in ("0", "off", "false", "no")
 
 
 def obtain(recipe: Recipe, builder: Builder) -> Entry:
@@ -81,8 +81,8 @@ def obtain(recipe: Recipe, builder: Builder) -> Entry:
     try:
         if building_disabled():
             raise BuildDisabledError(
-                f"{recipe.name!r} needs to be built, but CUSTOMLSTM_JIT is 0. Unset it, or set "
-                "CUSTOMLSTM_CACHE_DIR to a cache that holds a build of it"
+                f"{recipe.name!r} needs to be built, but CUSTOMLSTM_JIT is {os.environ['CUSTOMLSTM_JIT']}. "
+                "Unset it, or set CUSTOMLSTM_CACHE_DIR to a cache that holds a build of it"
             )
         tool = dict(builder.identity())
     except BuildError as error:

@@ -27,6 +27,9 @@ _RUNS = ((torch.float64, 5), (torch.float32, 3))
 #: Names of what a cell does not get: gates called so are pre-activations of their own, which few will mean.
 _NO_GATES = frozenset({"x", "input", "h", "hx", "h_prev", "hidden"})
 
+#: What gates and states are called nearly everywhere.
+_GATES, _STATES = frozenset("ifgoz"), frozenset("cnm")
+
 
 def trace(function: Callable[..., Any]) -> Program:
     """The program of a cell function.
@@ -54,6 +57,7 @@ def trace(function: Callable[..., Any]) -> Program:
             "them all; use numbers in place of what depends on dtype, shape, randomness or outer state",
         )
     _warn_of_no_gates(signature, len(first.gates))
+    _warn_of_odd_split(signature, len(first.gates))
     return first
 
 
@@ -157,11 +161,13 @@ def _call(
     except CellError:
         raise
     except Exception as error:
-        raise signature.error(
-            f"it raised {type(error).__name__}: {error}; a cell must run on tensors of any one shape and of "
-            f"any floating dtype, here {copies[0].dtype} {list(copies[0].shape)}",
-            raised=error,
-        ) from error
+        text = f"it raised {type(error).__name__}: {error}"
+        if not isinstance(error, (AttributeError, NameError)):  # those say what is wrong themselves
+            text += (
+                "; a cell must run on tensors of any one shape and of any floating dtype, here "
+                f"{copies[0].dtype} {list(copies[0].shape)}"
+            )
+        raise signature.error(text, raised=error) from error
     _check_results(signature, recorder, results, copies[0])
     return tuple(results)
 
@@ -221,6 +227,27 @@ def _warn_of_no_gates(signature: Signature, gates: int) -> None:
                 "the gate another name"
             )
             warnings.warn(str(signature.error(text)), UserWarning, stacklevel=3)
+        before = name
+
+
+def _warn_of_odd_split(signature: Signature, gates: int) -> None:
+    """The number of results says how many arguments are states; a wrong number shows in their names."""
+    states = len(signature.positional) - gates
+    before = ""
+    for number, name in enumerate(signature.positional):
+        is_gate = number < gates
+        # Arguments may be called a, b, c, d.
+        by_letters = len(name) == len(before) == 1 and ord(name) == ord(before) + 1
+        if not by_letters and name in (_STATES if is_gate else _GATES):
+            kind, other = ("gate", "state") if is_gate else ("state", "gate")
+            text = (
+                f"it returns {1 + states} values, h and {states} new state{'s' if states > 1 else ''}, so "
+                f"its gates are {', '.join(signature.positional[:gates])} and its states "
+                f"{', '.join(signature.positional[gates:])}; {name!r}, a {kind} of these, is named as a "
+                f"{other}. Return h and one new value for each state, or give the argument another name"
+            )
+            warnings.warn(str(signature.error(text)), UserWarning, stacklevel=3)
+            return
         before = name
 
 

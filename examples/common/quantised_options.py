@@ -15,7 +15,7 @@ addition.
 
   quantised_activations.py --data aclImdb_v1.tar.gz  the Large Movie Review Dataset (84 MB): 5 to 10 minutes,
                                                      two cores; https://ai.stanford.edu/~amaas/data/sentiment/
-  quantised_activations.py --demo                    made-up reviews, half a minute, nothing to fetch
+  quantised_activations.py --demo                    made-up reviews, one to two minutes, nothing to fetch
 """
 
 EPILOG = """\

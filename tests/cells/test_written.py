@@ -123,7 +123,7 @@ def test_forget_bias_is_for_the_gate_named_f() -> None:
     lstm = LSTM(3, 4, cell=gallery.janet, forget_bias=2.0)
     assert torch.equal((lstm.bias_ih_l0 + lstm.bias_hh_l0)[:4], torch.full((4,), 2.0))
     with pytest.raises(
-        ValueError, match=r"forget_bias=1.0 .* which has none with cell=coupled\(i, g, o, c\)"
+        ValueError, match=r"=1.0 .* cell=coupled\(i, g, o, c\); leave it out, or name that gate f$"
     ):
         LSTM(3, 4, cell=gallery.coupled, forget_bias=1.0)
 

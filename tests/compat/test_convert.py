@@ -197,6 +197,25 @@ def test_cells_are_kept_or_given():
     assert to_compat(lstm_of("torch"), sequences=False).sequences is False
 
 
+def test_gates_in_another_order():
+    """Their weights would go to other gates, and nothing would show it but the numbers."""
+
+    @customlstm.cell
+    def forget_first(f, i, g, o, c):
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c), c
+
+    with pytest.raises(ValueError) as caught:
+        to_customlstm(nn.LSTM(3, 4), cell=forget_first)
+    assert str(caught.value) == (
+        "cell=forget_first(f, i, g, o, c) has its gates in the order f, i, g, o, the weights of module have "
+        "them in the order i, f, g, o; write the cell's arguments in that order"
+    )
+    own = customlstm.LSTM(3, 4, cell=forget_first)
+    assert torch.equal(to_customlstm(own).weight_hh_l0, own.weight_hh_l0)
+    to_customlstm(nn.LSTM(3, 4), cell=customlstm.cells.standard)
+
+
 def test_joined_biases_train_alike():
     module = lstm_of("compat", 1)
     for name, parameter in module.named_parameters():

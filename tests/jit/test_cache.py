@@ -137,14 +137,15 @@ def test_a_builder_that_writes_nothing(root: Path) -> None:
     assert contents(root / "text") == ["x.lock"]
 
 
-def test_switched_off(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
-    monkeypatch.setenv("CUSTOMLSTM_JIT", "0")
+@pytest.mark.parametrize("value", ["0", "off", "False", "no"])
+def test_switched_off(value: str, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    monkeypatch.setenv("CUSTOMLSTM_JIT", value)
     writer = Writer()
     with pytest.raises(BuildDisabledError) as caught:
         cache.obtain(RECIPE, writer)
     assert str(caught.value) == (
-        "'some cell' needs to be built, but CUSTOMLSTM_JIT is 0. Unset it, or set CUSTOMLSTM_CACHE_DIR "
-        "to a cache "
+        f"'some cell' needs to be built, but CUSTOMLSTM_JIT is {value}. Unset it, or set "
+        "CUSTOMLSTM_CACHE_DIR to a cache "
         f"that holds a build of it (none was found in {root})"
     )
     assert writer.builds == 0

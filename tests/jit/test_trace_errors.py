@@ -159,8 +159,7 @@ AT_A_LINE: list[tuple[Callable[..., Any], str, str]] = [
     (
         lambda a, c: (a * c.nothing, c),
         "a * c.nothing",
-        "it raised AttributeError: 'Tensor' object has no attribute 'nothing'; a cell must run on tensors "
-        "of any one shape and of any floating dtype, here torch.float64 [5]",
+        "it raised AttributeError: 'Tensor' object has no attribute 'nothing'",
     ),
 ]  # fmt: skip
 
@@ -352,9 +351,38 @@ def test_gate_that_looks_like_the_state_or_the_input(name: str) -> None:
     assert [str(each.message).split("'<lambda>': ")[1].splitlines()[0] for each in caught] == [text]
 
 
+ODD_SPLITS: list[tuple[Callable[..., Any], str]] = [
+    (
+        lambda i, g, o, c: (i * g + o, c, c),
+        "it returns 3 values, h and 2 new states, so its gates are i, g and its states o, c; 'o', a state of "
+        "these, is named as a gate. Return h and one new value for each state, or give the argument another "
+        "name",
+    ),
+    (
+        lambda i, f, c, n: (i * f + c, n),
+        "it returns 2 values, h and 1 new state, so its gates are i, f, c and its states n; 'c', a gate of "
+        "these, is named as a state. Return h and one new value for each state, or give the argument another "
+        "name",
+    ),
+]
+
+
+@pytest.mark.parametrize(("function", "text"), ODD_SPLITS, ids=["one result too many", "one too few"])
+def test_number_of_results_that_makes_a_gate_a_state(function: Callable[..., Any], text: str) -> None:
+    with pytest.warns(UserWarning) as caught:
+        trace(function)
+    assert [str(each.message).split("'<lambda>': ")[1].splitlines()[0] for each in caught] == [text]
+
+
 @pytest.mark.filterwarnings("error")
 def test_eighth_letter_is_a_gate_like_any_other() -> None:
     assert trace(lambda a, b, d, e, f, g, h, c: (a * b * d * e * f * g * h, c)).gates[-1] == "h"
+
+
+@pytest.mark.filterwarnings("error")
+def test_arguments_may_be_called_by_letters() -> None:
+    assert trace(lambda a, b, c, d: (a * b * c, d)).gates == ("a", "b", "c")
+    assert trace(lambda d, e, f, g: (d * e, f, g)).states == ("f", "g")
 
 
 def test_cell_error_is_a_value_error_with_its_cause() -> None:
