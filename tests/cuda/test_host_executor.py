@@ -94,6 +94,17 @@ def test_reduction(launch: Launch, seed: int) -> None:
     np.testing.assert_array_equal(out[:blocks], x.sum(1))
 
 
+def test_stacks_of_a_large_launch_are_given_back(launch: Launch) -> None:
+    """Each is two maps of memory, of which Linux gives a process 65,530: without one no thread can start."""
+    maps = Path("/proc/self/maps")
+    before = len(maps.read_text().splitlines())
+    x, out = random_floats(0, 64, 77), np.zeros(64 * 77, np.float32)
+    for _ in range(2):
+        launch("reduce", Grid(64, 256, cooperative=True), 0, x, out)
+        np.testing.assert_array_equal(out[:64], x.sum(1))
+    assert len(maps.read_text().splitlines()) - before < 1000
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_warp_barriers_and_shuffles(launch: Launch, seed: int) -> None:
     blocks, warps, steps = 2, 1 + seed % 4, 5

@@ -27,8 +27,14 @@ size_t stride() { return kStackBytes + page_bytes(); }
 
 }  // namespace
 
-StackPool::~StackPool() {
+StackPool::~StackPool() { clear(); }
+
+size_t StackPool::made() const { return slabs_.size() * kSlabStacks; }
+
+void StackPool::clear() {
   for (void* slab : slabs_) munmap(slab, kSlabStacks * stride());
+  slabs_.clear();
+  free_.clear();
 }
 
 void* StackPool::get() {
@@ -92,6 +98,8 @@ void prepare(Context& context, void* stack, void (*entry)()) {
 
 void switch_to(Context& from, Context& to) { customlstm_switch_fiber(&from.state, to.state); }
 
+void discard(Context&) {}
+
 #else
 
 namespace {
@@ -113,6 +121,11 @@ void prepare(Context& context, void* stack, void (*entry)()) {
 }
 
 void switch_to(Context& from, Context& to) { swapcontext(of(from), of(to)); }
+
+void discard(Context& context) {
+  delete static_cast<ucontext_t*>(context.state);
+  context.state = nullptr;
+}
 
 #endif
 

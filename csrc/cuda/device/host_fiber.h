@@ -17,6 +17,8 @@ class StackPool {
   ~StackPool();
   void* get();                    // the lower end of kStackBytes
   void put(void* stack) { free_.push_back(stack); }
+  size_t made() const;            // stacks that there are, in use or not
+  void clear();                   // gives all of them back to the system; none may be in use
 
  private:
   std::vector<void*> slabs_, free_;
@@ -28,6 +30,7 @@ struct Context {
 };
 void prepare(Context& context, void* stack, void (*entry)());   // entry never returns
 void switch_to(Context& from, Context& to);
+void discard(Context& context);   // of a fiber that is not resumed any more
 
 }  // namespace host
 }  // namespace device

@@ -20,6 +20,9 @@ constexpr int64_t kMostSharedBytes = 227 * 1024;   // of a block, on the largest
 constexpr int kMostThreads = 1024, kMostCluster = 16;
 constexpr int64_t kMostResidentThreads = 65536;
 constexpr int kFewThreads = 4096, kFewBlocks = 8;  // resident where nothing demands more
+// Stacks that wait for the next launch. Each is two of the 65,530 maps of memory that Linux gives a process
+// (vm.max_map_count), which the machines of all libraries in it share; without one, no thread can be started any more.
+constexpr size_t kKeptStacks = kFewThreads;
 
 Machine the_machine;
 
@@ -250,6 +253,12 @@ void Machine::end_launch() {
   followed_ = spared_ = nullptr;
   current_ = nullptr;
   self = nullptr;
+  if (stacks_.made() <= kKeptStacks) return;
+  for (std::unique_ptr<Block>& block : free_blocks_) {
+    for (Fiber& fiber : block->fibers) discard(fiber.context);
+  }
+  free_blocks_.clear();
+  stacks_.clear();
 }
 
 void Machine::fail(std::string text) {
