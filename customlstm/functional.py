@@ -429,8 +429,9 @@ def _drop_recurrent_weights(weights: list[Tensor], directions: int, rate: float)
     for d in range(directions):
         at = d * (len(weights) // directions) + 1
         if weights[at].device.type == "cpu":
-            kept = drawn(list(weights[at].shape), 1.0 - rate, weights[at])
-            dropped[at] = weights[at] * kept * (1.0 / (1.0 - rate) if rate < 1.0 else 1.0)
+            # One product here and one in backward, and none of numbers with flags, which are the slower ones.
+            kept = drawn(list(weights[at].shape), 1.0 - rate, weights[at]).to(weights[at].dtype)
+            dropped[at] = weights[at] * (kept * (1.0 / (1.0 - rate) if rate < 1.0 else 1.0))
         else:  # one kernel, which a GPU is in no need to do without
             dropped[at] = F.dropout(weights[at], rate, True)
     return dropped
