@@ -63,17 +63,28 @@ def test_unknown_grid_and_dtype() -> None:
 
 def test_turns_and_summary() -> None:
     calls: list[str] = []
-    runs = {name: (lambda name=name: calls.append(name)) for name in "AB"}
-    times = interleaved.interleave(runs, rounds=4)
-    assert calls == ["A", "B"] * 5 and {name: len(values) for name, values in times.items()} == {
-        "A": 4,
-        "B": 4,
-    }
+    runs = {name: (lambda name=name: calls.append(name)) for name in "ABC"}
+    times = interleaved.interleave(runs, rounds=20)
+    assert {name: len(values) for name, values in times.items()} == {"A": 20, "B": 20, "C": 20}
+    rounds = ["".join(calls[k : k + 3]) for k in range(0, len(calls), 3)]
+    assert all(sorted(one) == ["A", "B", "C"] for one in rounds) and len(set(rounds)) == 6
+    repeated, calls = calls, []
+    interleaved.interleave(runs, rounds=20)
+    assert calls == repeated  # the same order in every process
     found = interleaved.summary({"A": [2e-3, 4e-3, 9e-3], "B": [6e-3, 4e-3, 5e-3]}, "A", calls=2)
     assert found["B"] == pytest.approx(
         {"min_ms": 2.0, "median_ms": 2.5, "ratio_min": 2.0, "ratio_median": 1.25}
     )
     assert interleaved.ROUNDS["cpu"] >= 15
+
+
+def test_short_rounds_are_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    def counted() -> int:
+        return len(interleaved.interleave({"A": lambda: None})["A"])
+
+    assert counted() == interleaved.MORE_ROUNDS
+    monkeypatch.setattr(interleaved, "MORE_SECONDS", 0.0)
+    assert counted() == interleaved.ROUNDS["cpu"]
 
 
 def test_rates_are_compared_with_the_best_product() -> None:
