@@ -36,9 +36,8 @@ def trace(function: Callable[..., Any]) -> Program:
 
     Args:
         function: takes G gate pre-activations and then S previous states as positional arguments and
-        parameters
-            with one value a unit as keyword-only ones, all tensors of one shape, and returns h and the S new
-            states. It may use whatever works element by element, in-place operations and
+            parameters with one value a unit as keyword-only ones, all tensors of one shape, and returns h and
+            the S new states. It may use whatever works element by element, in-place operations and
             ``torch.autograd.Function`` included. It is called a few times, with small tensors.
 
     Returns:
@@ -220,7 +219,7 @@ def _check_results(signature: Signature, recorder: Recorder, results: Any, like:
 def _warn_of_no_gates(signature: Signature, gates: int) -> None:
     before = ""
     for name in signature.positional[:gates]:
-        if name in _NO_GATES and (before, name) != ("g", "h"):  # gates may be called by letters
+        if name in _NO_GATES and not _next_letter(before, name):
             text = (
                 f"the argument {name!r} is one of its {gates} gates, but looks like what a cell does not "
                 "get: its gates are W_ih x + W_hh h and the biases, added up already; leave it out, or give "
@@ -236,9 +235,7 @@ def _warn_of_odd_split(signature: Signature, gates: int) -> None:
     before = ""
     for number, name in enumerate(signature.positional):
         is_gate = number < gates
-        # Arguments may be called a, b, c, d.
-        by_letters = len(name) == len(before) == 1 and ord(name) == ord(before) + 1
-        if not by_letters and name in (_STATES if is_gate else _GATES):
+        if not _next_letter(before, name) and name in (_STATES if is_gate else _GATES):
             kind, other = ("gate", "state") if is_gate else ("state", "gate")
             text = (
                 f"it returns {1 + states} values, h and {states} new state{'s' if states > 1 else ''}, so "
@@ -249,6 +246,11 @@ def _warn_of_odd_split(signature: Signature, gates: int) -> None:
             warnings.warn(str(signature.error(text)), UserWarning, stacklevel=3)
             return
         before = name
+
+
+def _next_letter(before: str, name: str) -> bool:
+    """Whether arguments are called by letters here, as in a, b, c, d, where a name says nothing."""
+    return len(name) == len(before) == 1 and ord(name) == ord(before) + 1
 
 
 def _kind(value: object) -> str:
