@@ -152,25 +152,84 @@ class _Writer:
         return argument in self._read
 
     def text(self) -> str:
-        lines = [f"const V {name} = {self._inputs[x]};" for x, name in self._local.items()]
+        lines = [f"const V& {name} = {self._inputs[x]};" for x, name in self._local.items()]
         # Outputs that are also inputs, such as s in forward, are read before the first of them is written.
         early = {x for x in self._code.results if x < self._code.inputs and self._moves(x)} - set(self._local)
         for x in sorted(early):
             lines.append(f"const V {self._early_name(x)} = {self._inputs[x]};")
             self._names[x] = self._early_name(x)
-        for at, instruction in enumerate(self._code.instructions):
-            index = self._code.inputs + at
-            if index in self._fused:
-                continue
+        order = self._order()
+        outputs = self._direct(order)
+        # Values that the user has named keep their names where they are used.
+        used = {a for index in order for a in self._arguments(index)}
+        named = {index for index in outputs if index in used and not self._names[index].startswith("t_")}
+        for index in order:
+            instruction = self._instruction(index)
             if instruction.value is not None:
                 value = f"V::broadcast(S({_literal(instruction.value)}))"
             else:
                 value = self._expression(index)
-            lines.append(f"const V {self._names[index]} = {value};")
+            name, output = self._names[index], outputs.get(index)
+            if output is None:
+                lines.append(f"const V {name} = {value};")
+            elif index in named:
+                lines.append(f"const V& {name} = {output} = {value};")
+            else:
+                self._names[index] = output
+                lines.append(f"{output} = {value};")
         for output, x in zip(self._outputs, self._code.results, strict=True):
-            if output != self._names[x]:
+            if output not in (self._names[x], outputs.get(x)):
                 lines.append(f"{output} = {self._names[x]};")
         return "".join(f"    {line}\n" for line in lines)
+
+    def _order(self) -> list[int]:
+        """Each result with all it needs before the next one begins, the longer of two arguments first.
+
+        Compilers keep much of the order they are given, and in the order of the trace, where many values
+        wait for their use, more of them spill.
+        """
+        heights = [0] * self._code.inputs
+        for instruction in self._code.instructions:
+            heights.append(1 + max((heights[x] for x in instruction.arguments), default=-1))
+        order: list[int] = []
+        done: set[int] = set()
+        waiting = list(reversed(self._code.results))
+        while waiting:
+            x = waiting[-1]
+            if x in done or x < self._code.inputs:
+                waiting.pop()
+                continue
+            arguments = self._arguments(x)
+            missing = [a for a in arguments if a >= self._code.inputs and a not in done]
+            if missing:
+                waiting.extend(sorted(missing, key=lambda a: heights[a]))
+                continue
+            waiting.pop()
+            done.add(x)
+            order.append(x)
+        return order
+
+    def _direct(self, order: Sequence[int]) -> dict[int, str]:
+        """Values that are computed right in an output: a pack of rows that is copied goes through memory.
+
+        Not in one that is an input, too, while anything still reads that.
+        """
+        read = {self._inputs[x] for x in self._code.results if x < self._code.inputs}
+        found: dict[int, str] = {}
+        for index in reversed(order):
+            for output, x in zip(self._outputs, self._code.results, strict=True):
+                if x == index and output not in read:
+                    found[index] = output
+                    break
+            read |= {self._inputs[x] for x in self._arguments(index) if x < self._code.inputs}
+        return found
+
+    def _arguments(self, index: int) -> list[int]:
+        """Those of a value; of a product that is a part of it, the product's."""
+        found: list[int] = []
+        for x in self._instruction(index).arguments:
+            found += self._arguments(x) if self._fused.get(x) == index else [x]
+        return found
 
     def _all_reads(self) -> set[int]:
         used = {x for instruction in self._code.instructions for x in instruction.arguments}

@@ -21,7 +21,7 @@ from .build_error import NoCompilerError
 #: generated code names its instruction sets by pragmas. No -fopenmp: threads are the caller's.
 FLAGS = (
     "-std=c++17", "-O3", "-g0", "-DNDEBUG", "-fno-math-errno", "-ffp-contract=off", "-fvisibility=hidden",
-    "-fPIC",
+    "-fPIC", "-falign-functions=64", "-falign-loops=64",
 )  # fmt: skip
 
 # An undefined symbol is better found now, with a log, than by whoever loads the library.

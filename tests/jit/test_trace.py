@@ -46,8 +46,8 @@ def test_names_and_defaults() -> None:
 def test_values_have_the_users_names() -> None:
     program = trace(standard)
     assert [x for x in program.forward_hints if x] == ["i", "f", "g", "o", "c", "h"]
-    for name in ("i", "f", "g", "o", "c", "h"):
-        assert re.search(rf"const V {name}_1 = ", generate(program))
+    for name in ("i", "f", "g", "o", "c"):  # h is computed in the argument of that name
+        assert re.search(rf"const V& {name}_1 = ", generate(program))
 
 
 def test_result_may_be_a_list() -> None:
