@@ -22,3 +22,7 @@ def __getattr__(name: str) -> object:
     if name in ("convert", "jit"):  # not before they are asked for: few need them
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "convert", "jit"})

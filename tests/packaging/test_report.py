@@ -71,3 +71,7 @@ def test_unknown_instruction_set_is_explained(run) -> None:
     assert "none of:" in text
     assert "mmx" in text
     assert "unset CUSTOMLSTM_CPU_ISA" in text
+
+
+def test_what_is_loaded_when_asked_for_is_listed() -> None:
+    assert {"convert", "jit", "LSTM", "cells", "compat"} <= set(dir(customlstm))
