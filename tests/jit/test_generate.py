@@ -202,11 +202,11 @@ def test_names_of_the_users_are_no_words_of_cpp() -> None:
         const = torch.sin(register) / V
         __LINE__ = S + const
         M_PI = __LINE__ * c
-        return M_PI, c
+        return M_PI * c, M_PI
 
     text = generate(trace(cell))
     names = re.findall(r"const V&? (\w+) =", text)
-    assert {"fma_1", "s_1", "const_1", "line_1"} <= set(names)
+    assert {"fma_1", "s_1", "const_1", "line_1", "m_pi_1"} <= set(names)
     assert [x for x in names if not re.fullmatch(r"[a-z_]+\d*_(\d+|in)", x)] == []
     for comment in re.findall(r"//.*", text):
         assert re.fullmatch(r"[A-Za-z0-9_,. /]*", comment)
